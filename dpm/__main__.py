@@ -1,0 +1,205 @@
+"""The command line: dpm list | train | evaluate | optimum | sample."""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Generator
+from tqdm import tqdm
+
+from dpm import plots
+from dpm.bound import evaluate, in_bits, mean_and_error
+from dpm.experiments import (
+    EXPERIMENTS,
+    build,
+    choose,
+    held_out,
+    load,
+    provenance,
+    report,
+    weights_path,
+)
+from dpm.files import UserError, read_tensors, write, write_json, write_tensors
+from dpm.reverse import sample
+from dpm.train import Run, choose_device, join, place, train
+
+
+def show(result: dict, as_json: bool) -> None:
+    """Print a result as one JSON object, or as a table of its numbers."""
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False))
+        return
+    for name, value in result.items():
+        nested = value.items() if isinstance(value, dict) else [("", value)]
+        for inner, number in nested:
+            shown = f"{number:.4f}" if isinstance(number, float) else number
+            print(f"{name} {inner}".ljust(32), shown)
+
+
+def list_experiments(args: argparse.Namespace) -> None:
+    rows: list[dict] = [
+        {"experiment": experiment.name, "setting": setting, "unit": experiment.unit}
+        | {"paper": experiment.paper, "shipped": weights_path(experiment.name, setting).exists()}
+        for experiment in EXPERIMENTS.values()
+        for setting in experiment.settings
+    ]
+    if args.json:
+        print(json.dumps({"experiments": rows}, ensure_ascii=False))
+        return
+    print(f"{'experiment':14}{'setting':10}{'paper K':>10}{'K−L_null':>10}  {'unit':10}{'weights'}")
+    for row in rows:
+        print(
+            f"{row['experiment']:14}{row['setting']:10}"
+            f"{row['paper']['K']:>10}{row['paper']['K_minus_L_null']:>10}  {row['unit']:10}"
+            f"{'shipped' if row['shipped'] else 'train them'}"
+        )
+
+
+def train_experiment(args: argparse.Namespace) -> None:
+    experiment, setting = choose(args.name, args.setting)
+    steps = setting.steps if args.steps is None else args.steps
+    if steps < 1:
+        raise UserError(f"--steps {steps} trains nothing; give 1 or more")
+    device = choose_device(args.device)
+    join(device)
+    folder = Path(args.out or f"runs/{args.name}-{args.setting}")
+    checkpoint = folder / "checkpoint.safetensors"
+    about = {"experiment": args.name, "setting": args.setting, "steps": str(steps)}
+    run = Run(build(setting, args.seed), device, args.seed, about)
+    if args.resume:
+        run.resume(checkpoint)
+    elif checkpoint.exists():
+        refuse_unfinished(checkpoint)
+    first = place()[0] == 0
+    if first:
+        run.save(checkpoint)
+    started, begin = time.monotonic(), run.step
+    with tqdm(total=steps, initial=run.step, unit="step", disable=not first) as bar:
+        for record in train(run, experiment.draw, setting.batch, steps, setting.rate, checkpoint):
+            bar.update(record.step - bar.n)
+            bar.set_postfix_str(f"K {float(in_bits(torch.tensor(record.K))):.3f} {experiment.unit}", refresh=False)
+    if not first:
+        return
+    seconds = time.monotonic() - started
+    weights = folder / "weights.safetensors"
+    write_tensors(weights, half(run.average.module.state_dict()), about)
+    model = load(args.name, args.setting, weights, device)  # what is reported is what the file holds
+    result = report(experiment, model) | {
+        "setting": args.setting,
+        "provenance": provenance(sys.argv[1:], args.seed, device),
+    }
+    result["provenance"] |= {"steps": steps - begin, "training_seconds": round(seconds, 1)}
+    write_json(folder / "results.json", result)
+    show(result, args.json)
+
+
+def half(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Network weights in 16 bits, half the file; float64 schedules whole."""
+    return {name: value.half() if value.dtype == torch.float32 else value for name, value in tensors.items()}
+
+
+def refuse_unfinished(checkpoint: Path) -> None:
+    """UserError when a new run would overwrite one that was killed before its end."""
+    _, about = read_tensors(checkpoint)
+    if int(about["step"]) < int(about["steps"]):
+        raise UserError(
+            f"{checkpoint} is an unfinished run (step {about['step']} of {about['steps']}); "
+            "--resume continues it, --out starts elsewhere"
+        )
+
+
+def evaluate_experiment(args: argparse.Namespace) -> None:
+    experiment, _ = choose(args.name, args.setting)
+    device = choose_device(args.device)
+    model = load(args.name, args.setting, args.checkpoint, device)
+    result = report(experiment, model, args.seed) | {"setting": args.setting}
+    show(result | {"provenance": provenance(sys.argv[1:], args.seed, device)}, args.json)
+
+
+def optimum(args: argparse.Namespace) -> None:
+    experiment, _ = choose(args.name, "paper")
+    T = experiment.T if args.T is None else args.T
+    if T < 2:
+        raise UserError(f"--T {T}: the bound needs 2 steps or more")
+    q, x0 = experiment.chain(T), held_out(experiment, args.seed)[:4_000]
+    K, error = mean_and_error(in_bits(evaluate(experiment.optimum, q, x0, Generator().manual_seed(args.seed)).K))
+    show(
+        {
+            "experiment": args.name,
+            "T": T,
+            "K_optimum_bits": K,
+            "K_optimum_stderr_bits": error,
+            "minus_entropy_bits": float(in_bits(experiment.optimum.log_probability(x0)).mean()),
+            "unit": experiment.unit,
+        },
+        args.json,
+    )
+
+
+def sample_experiment(args: argparse.Namespace) -> None:
+    experiment, _ = choose(args.name, args.setting)
+    if args.n < 1:
+        raise UserError(f"-n {args.n} draws nothing; give 1 or more")
+    device = choose_device(args.device)
+    model = load(args.name, args.setting, args.checkpoint, device)
+    generator = Generator(device).manual_seed(args.seed)
+    like = experiment.draw(1, generator).expand(args.n, -1)
+    x = sample(model.p, model.q(), like, generator).cpu()
+    if args.out:
+        write(args.out, plots.png(plots.SAMPLES[args.name](x)))
+    log_q = in_bits(experiment.optimum.log_probability(x))
+    result = {"experiment": args.name, "setting": args.setting, "n": args.n}
+    show(result | {"possible_share": float(log_q.isfinite().double().mean())}, args.json)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="dpm", description="Train and check the experiments of the diffusion paper (2015)."
+    )
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run, about: str, *options: str) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=about, description=about)
+        one.set_defaults(run=run)
+        one.add_argument("--json", action="store_true", help="print one JSON object")
+        if name != "list":
+            one.add_argument("name", help="an experiment, see `dpm list`")
+            one.add_argument("--seed", type=int, default=0)
+        if name in ("train", "evaluate", "sample"):
+            one.add_argument("--setting", default="paper", help="paper (as published, the default) or ours")
+            one.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+        if name in ("evaluate", "sample"):
+            one.add_argument("--checkpoint", type=Path, help="weights to use in place of the shipped ones")
+        return one
+
+    command("list", list_experiments, "experiments, settings, the paper's numbers, shipped weights")
+    training = command("train", train_experiment, "climb K; writes checkpoint, weights and results.json")
+    training.add_argument("--steps", type=int, help="in place of the setting's own number")
+    training.add_argument("--out", type=Path, help="folder, runs/NAME-SETTING when not given")
+    training.add_argument("--resume", action="store_true", help="continue from the folder's checkpoint")
+    command("evaluate", evaluate_experiment, "K on held-out data, its parts, L_null and K*")
+    command("optimum", optimum, "K* and −H(X⁰)").add_argument("--T", type=int, help="number of steps")
+    sampling = command("sample", sample_experiment, "draw from p(x⁰)")
+    sampling.add_argument("-n", type=int, default=16, help="how many")
+    sampling.add_argument("--out", type=Path, help="a PNG of the samples")
+    return top
+
+
+def main() -> int:
+    args = parser().parse_args()
+    try:
+        args.run(args)
+    except UserError as error:
+        print(f"dpm: {error}", file=sys.stderr)
+        return 2
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""The bound K on the log likelihood, Sections 2.3 and 2.4, Appendix B. All in nats, but for `in_bits`."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+from torch.distributions import kl_divergence
+
+from dpm.forward import Chain
+from dpm.reverse import Reverse, edge
+
+
+def per_sample(values: Tensor) -> Tensor:
+    """Sum over all but the batch: [B, …] → [B]."""
+    return values.flatten(1).sum(1)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """K of equation (14) in parts, each [B], nats a sample: K = −kl + entropy_T − entropy_1 − entropy_prior."""
+
+    kl: Tensor  # Σ_{t=2..T} KL( q(x^{t−1}|x^t,x⁰) ‖ p(x^{t−1}|x^t) )
+    entropy_T: Tensor  # H_q(X^T|X⁰)
+    entropy_1: Tensor  # H_q(X¹|X⁰)
+    entropy_prior: Tensor  # H_p(X^T)
+
+    @property
+    def K(self) -> Tensor:
+        return -self.kl + self.entropy_T - self.entropy_1 - self.entropy_prior
+
+
+def step_kl(p: Reverse, q: Chain, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """KL( q(x^{t−1}|x^t,x⁰) ‖ p(x^{t−1}|x^t) ) of (14) at t [B], with x^t drawn from q(x^t|x⁰) by frozen noise: [B]."""
+    xt = q.marginal(x0, t).at(noise)
+    return per_sample(kl_divergence(q.posterior(xt, x0, t), p(q, xt, t)))
+
+
+def stratified_steps(batch: int, T: int, generator: Generator) -> Tensor:
+    """t [batch], spread evenly over the KL terms 2…T of (14) from one uniform draw: a mean over them is unbiased."""
+    shift = torch.rand((), generator=generator, dtype=torch.float64, device=generator.device)
+    spread = (torch.arange(batch, dtype=torch.float64, device=generator.device) + shift) / batch
+    return 2 + (spread * (T - 1)).long().clamp(max=T - 2)
+
+
+def with_constants(kl: Tensor, q: Chain, x0: Tensor) -> Bound:
+    """The parts of (14), given its KL sum: the three entropies are analytic, and counted once."""
+    first = torch.ones(len(x0), dtype=torch.long, device=x0.device)
+    return Bound(
+        kl=kl,
+        entropy_T=per_sample(q.marginal(x0, q.T * first).entropy()),
+        entropy_1=per_sample(q.marginal(x0, first).entropy()),
+        entropy_prior=per_sample(q.prior(x0).entropy()),
+    )
+
+
+def estimate(p: Reverse, q: Chain, x0: Tensor, t: Tensor, noise: Tensor) -> Bound:
+    """(14) from one stratified t a sample: unbiased in the mean over the batch, cheap enough to train on."""
+    return with_constants((q.T - 1) * step_kl(p, q, x0, t, noise), q, x0)
+
+
+@torch.no_grad()
+def evaluate(p: Reverse, q: Chain, x0: Tensor, generator: Generator) -> Bound:
+    """(14) with every t for every sample, each with its own draw of x^t."""
+    kl = torch.zeros(len(x0), dtype=x0.dtype, device=x0.device)
+    for t in range(2, q.T + 1):
+        kl += step_kl(p, q, x0, torch.full((len(x0),), t, device=x0.device), q.noise(x0, generator))
+    return with_constants(kl, q, x0)
+
+
+@torch.no_grad()
+def along_trajectory(p: Reverse, q: Chain, x0: Tensor, generator: Generator) -> Tensor:
+    """K from whole trajectories, equations (37)-(39): log p(x^T) + Σ_t log p(x^{t−1}|x^t)/q(x^t|x^{t−1}), [B] nats.
+
+    Unbiased for K whatever the data's variance, and noisy; the reverse step at t = 1 is the edge step (44).
+    """
+    K, before = torch.zeros(len(x0), dtype=x0.dtype, device=x0.device), x0
+    for t in range(1, q.T + 1):
+        steps = torch.full((len(x0),), t, device=x0.device)
+        forward = q.step(before, steps)
+        xt = forward.at(q.noise(x0, generator))
+        backward = edge(q, xt) if t == 1 else p(q, xt, steps)
+        K += per_sample(backward.log_prob(before) - forward.log_prob(xt))
+        before = xt
+    return K + per_sample(q.prior(before).log_prob(before))
+
+
+def log_null(q: Chain, x0: Tensor) -> Tensor:
+    """L_null of Table 1: log π(x⁰), [B] nats a sample."""
+    return per_sample(q.prior(x0).log_prob(x0))
+
+
+def in_bits(nats: Tensor) -> Tensor:
+    """Nats to bits."""
+    return nats / math.log(2)
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """The mean over a batch and its standard error."""
+    return float(values.mean()), float(values.std() / math.sqrt(len(values)))

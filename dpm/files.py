@@ -1,0 +1,73 @@
+"""Files, read and written whole or not at all; and the one error a user can mend."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+
+class UserError(Exception):
+    """Something the user can mend: its one line says what, where and how."""
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file aside, then rename it into place: a reader sees the old file or the new, never half of one."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with aside.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; free some space or choose another place with --out"
+        ) from None
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write one JSON document, indented, ending with a newline."""
+    write(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
+    """Write a safetensors file whose header carries `about`."""
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write(path, save(whole, metadata=about))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file and what its header says of them. Nothing is unpickled.
+
+    Raises UserError when the file is missing, truncated or of another format.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    except FileNotFoundError:
+        raise UserError(f"no checkpoint at {path}; `dpm train` makes one, --checkpoint names another") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error}); train again or copy it anew") from None
+
+
+def take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with `prefix`, less the prefix."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Fill a module from named tensors; UserError when they belong to another model."""
+    wanted, found = module.state_dict(), {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if {name: tuple(tensor.shape) for name, tensor in wanted.items()} != found:
+        odd = sorted(wanted.keys() ^ found.keys()) or ["shapes differ"]
+        raise UserError(f"{path} belongs to another experiment or setting ({odd[0]}); name the one it was trained for")
+    module.load_state_dict(tensors)

@@ -1,0 +1,168 @@
+"""Figures 1 to 5 and the book's moving pictures: arrays in, Figure out. The only file that knows matplotlib."""
+
+import base64
+import html
+import io
+from collections.abc import Callable, Sequence
+from hashlib import sha1
+
+import matplotlib
+import numpy as np
+import seaborn
+from IPython.display import HTML
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+PALETTE = seaborn.color_palette("colorblind")
+BLUE, ORANGE, GREEN = PALETTE[:3]
+
+
+def style() -> None:
+    """One look for the whole book: white face (so that dark pages keep the axes), large type, colour-blind colours."""
+    seaborn.set_theme(context="notebook", style="ticks", palette="colorblind")
+    matplotlib.rcParams.update({"figure.facecolor": "white", "savefig.facecolor": "white", "figure.dpi": 100})
+
+
+def panels(rows: int, columns: int, size: float = 2.6, **options) -> tuple[Figure, np.ndarray]:
+    """A grid of square panels as (figure, axes [rows, columns])."""
+    figure = Figure(figsize=(size * columns, size * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def scatter(axes: Axes, x: Tensor, title: str = "", colour=BLUE, reach: float = 3.2) -> None:
+    """Points of the plane, [n, 2], in units of the data's standard deviation."""
+    axes.plot(x[:, 0], x[:, 1], ".", ms=2, alpha=0.5, color=colour)
+    axes.set(title=title, xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+
+
+def roll_figure(forward: Sequence[Tensor], reverse: Sequence[Tensor], grid: Tensor, drift: Sequence[Tensor]) -> Figure:
+    """Figure 1: q forward at t = 0, T/2, T; below it the model p in reverse; below that its drift f_μ(x^t,t) − x^t.
+
+    forward, reverse: three [n, 2] each; grid [m, 2] and drift, three [m, 2].
+    """
+    figure, axes = panels(3, 3, sharex=True, sharey=True)
+    for column, when in enumerate(("t = 0", "t = T/2", "t = T")):
+        scatter(axes[0, column], forward[column], f"forward q, {when}")
+        scatter(axes[1, column], reverse[column], f"reverse p, {when}", ORANGE)
+        draw_field(axes[2, column], grid, drift[column], f"drift, {when.replace('= 0', '= 1')}")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("$x_2$")
+    for axis in axes[-1]:
+        axis.set_xlabel("$x_1$")
+    return figure
+
+
+def draw_field(axes: Axes, grid: Tensor, drift: Tensor, title: str) -> None:
+    """Arrows of one reverse step, each panel to its own scale."""
+    axes.quiver(grid[:, 0], grid[:, 1], drift[:, 0], drift[:, 1], color=GREEN, angles="xy", width=0.006)
+    axes.set(title=title, aspect="equal")
+
+
+def bits_figure(left: Tensor, right: Tensor, titles: tuple[str, str]) -> Figure:
+    """Figure 2: two sets of binary sequences [n, length], one a row; a 1 is dark."""
+    figure, axes = panels(1, 2, size=3.6, sharey=True)
+    for axis, bits, title in zip(axes[0], (left, right), titles, strict=True):
+        axis.imshow(bits, cmap="Greys", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+        axis.set(title=title, xlabel="bin")
+    axes[0, 0].set_ylabel("sequence")
+    return figure
+
+
+def roll_samples(x: Tensor) -> Figure:
+    """Samples of the swiss roll [n, 2]."""
+    figure, axes = panels(1, 1, size=5)
+    scatter(axes[0, 0], x, f"{len(x)} samples of p(x⁰)", ORANGE)
+    axes[0, 0].set(xlabel="$x_1$", ylabel="$x_2$")
+    return figure
+
+
+def bit_samples(x: Tensor) -> Figure:
+    """Samples of the heartbeat [n, length], the first 100 shown."""
+    figure, axes = panels(1, 1, size=5)
+    axes[0, 0].imshow(x[:100], cmap="Greys", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    axes[0, 0].set(title=f"{min(len(x), 100)} samples of p(x⁰)", xlabel="bin", ylabel="sequence")
+    return figure
+
+
+SAMPLES: dict[str, Callable[[Tensor], Figure]] = {"swiss_roll": roll_samples, "heartbeat": bit_samples}
+
+
+def curves(x: Sequence[float] | Tensor, lines: dict[str, Tensor], xlabel: str, ylabel: str, **axes_options) -> Figure:
+    """Lines over one axis, named in a legend."""
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for (name, y), dash in zip(lines.items(), ("-", "--", "-.", ":") * 2, strict=False):
+        axes.plot(x, y, dash, label=name)
+    axes.set(xlabel=xlabel, ylabel=ylabel, **axes_options)
+    if len(lines) > 1:
+        axes.legend()
+    seaborn.despine(figure)
+    return figure
+
+
+def dissolving(frames: Sequence[Tensor], label: Callable[[int], str], colour=BLUE) -> list[Figure]:
+    """One picture a time step of points [n, 2]: a complex distribution dissolving into a simple one."""
+    figures = []
+    for k, x in enumerate(frames):
+        figure, axes = panels(1, 1, size=4)
+        scatter(axes[0, 0], x, label(k), colour)
+        axes[0, 0].set(xlabel="$x_1$", ylabel="$x_2$")
+        figures.append(figure)
+    return figures
+
+
+def png(figure: Figure, colours: int | None = None) -> bytes:
+    """A figure as PNG; with `colours`, on a palette of that many, a third of the size."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    if colours is None:
+        return buffer.getvalue()
+    small = io.BytesIO()
+    picture = Image.open(buffer).convert("RGB").quantize(colours, dither=Image.Dither.NONE)
+    picture.save(small, "png", optimize=True)
+    return small.getvalue()
+
+
+def player(figures: Sequence[Figure], label: str, alt: str, milliseconds: int = 100) -> HTML:
+    """A moving picture with slider, arrow keys and a play button that needs no kernel, library or network.
+
+    label names the slider, alt tells what there is to see; the picture opens on its first frame.
+    """
+    frames = [base64.b64encode(png(figure, colours=32)).decode() for figure in figures]
+    name = "player" + sha1("".join(frames).encode()).hexdigest()[:8]
+    sources = ",".join(f'"data:image/png;base64,{frame}"' for frame in frames)
+    return HTML(
+        PLAYER.format(
+            name=name,
+            label=html.escape(label),
+            alt=html.escape(alt),
+            last=len(frames) - 1,
+            first=frames[0],
+            sources=sources,
+            milliseconds=milliseconds,
+        )
+    )
+
+
+PLAYER = """<div id="{name}" class="dpm-player">
+<img alt="{alt}" src="data:image/png;base64,{first}" style="max-width:100%"><br>
+<button type="button" aria-label="play">&#9654;</button>
+<label>{label} <input type="range" min="0" max="{last}" value="0"></label> <output>0</output></div>
+<script>(function () {{
+  var box = document.getElementById("{name}"), frames = [{sources}], timer = null,
+      slider = box.querySelector("input"), image = box.querySelector("img"),
+      value = box.querySelector("output"), button = box.querySelector("button");
+  function face(sign, name) {{ button.innerHTML = sign; button.setAttribute("aria-label", name); }}
+  function show() {{ image.src = frames[slider.value]; value.value = slider.value; }}
+  function stop() {{ clearInterval(timer); timer = null; face("&#9654;", "play"); }}
+  function next() {{ slider.value = +slider.value + 1; show(); if (+slider.value === {last}) stop(); }}
+  slider.oninput = function () {{ stop(); show(); }};
+  button.onclick = function () {{
+    if (timer) return stop();
+    if (+slider.value === {last}) slider.value = 0;
+    face("&#10074;&#10074;", "pause");
+    timer = setInterval(next, {milliseconds});
+  }};
+}})();</script>"""

@@ -1,0 +1,91 @@
+"""The reverse trajectory, Section 2.2 and Appendix B.2: a reverse model p and how to sample from it.
+
+A reverse model is anything called as p(q, xt, t) that returns the law of x^{t−1}, t ≥ 2: a network, or the exact
+optimum. The step from x¹ to x⁰ is set, not learned: equation (44).
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Generator, Tensor, nn
+
+from dpm.forward import Bits, Chain, Law, Normal, at_time
+
+Reverse = Callable[..., Law]  # (q, xt, t)
+
+
+class GaussianStep(nn.Module):
+    """p(x^{t−1}|x^t) = N(f_μ, f_Σ), the network's two halves z^μ and z^Σ each perturbing the forward kernel.
+
+    f_μ = x^t √(1−β_t) + z^μ √β_t and f_Σ = σ(z^Σ + σ⁻¹(β_t)): (64), and the mean of the authors' code. D.1.1 says no
+    more than that a network gives f_μ; taken bare, 16 bumps would have to rebuild the identity to within √β_t.
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, q: Chain, xt: Tensor, t: Tensor) -> Normal:
+        shift, spread = self.network(xt.float(), t).to(xt.dtype).chunk(2, dim=1)
+        beta = at_time(q.beta, t, xt)
+        return Normal(xt * (1 - beta).sqrt() + shift * beta.sqrt(), torch.sigmoid(spread + beta.logit()))
+
+
+class BinomialStep(nn.Module):
+    """p(x^{t−1}|x^t) = B(f_b) as D.1.2 has it: f_b is a sigmoid of the network."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, q: Chain, xt: Tensor, t: Tensor) -> Bits:
+        return Bits(self.network(xt.float(), t).to(xt.dtype))
+
+
+class Denoise(nn.Module):
+    """p(x^{t−1}|x^t) from a guess of x⁰: the kernel's average over what a denoiser says of x⁰ given x^t. Ours."""
+
+    def __init__(self, denoiser: nn.Module):
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, q: Chain, xt: Tensor, t: Tensor) -> Law:
+        mean, variance = self.denoiser(q, xt, t)
+        return q.average(xt, mean, variance, t)
+
+
+class Diffusion(nn.Module):
+    """A forward chain and the model that reverses it: all that training changes, and all that a weights file holds."""
+
+    def __init__(self, schedule: nn.Module, chain: Callable[[Tensor], Chain], p: nn.Module):
+        super().__init__()
+        self.schedule, self.chain, self.p = schedule, chain, p
+
+    def q(self) -> Chain:
+        """The forward chain at the schedule's present rates."""
+        return self.chain(self.schedule())
+
+
+def edge(q: Chain, x1: Tensor) -> Law:
+    """p(x⁰|x¹) = q(x¹|x⁰) π(x⁰)/π(x¹) = T_π(x⁰|x¹; β_1), equation (44)."""
+    return q.step(x1, torch.ones(len(x1), dtype=torch.long, device=x1.device))
+
+
+@torch.no_grad()
+def trajectory(p: Reverse, q: Chain, like: Tensor, generator: Generator) -> Iterator[tuple[int, Tensor]]:
+    """Ancestral sampling of p(x^{0…T}), equations (4) and (5): yields (t, x^t) from t = T down to 0."""
+    law = q.prior(like)
+    for t in range(q.T, -1, -1):
+        x = law.at(q.noise(like, generator))
+        yield t, x
+        if t > 1:
+            law = p(q, x, torch.full((len(x),), t, device=x.device))
+        elif t == 1:
+            law = edge(q, x)
+
+
+def sample(p: Reverse, q: Chain, like: Tensor, generator: Generator) -> Tensor:
+    """Exact samples of p(x⁰), shaped like `like`: the end of `trajectory`."""
+    [(_, x0)] = deque(trajectory(p, q, like, generator), maxlen=1)
+    return x0

@@ -1,0 +1,66 @@
+"""Diffusion rates of Section 2.4.1: how fast each step destroys structure.
+
+Every schedule is a float64 tensor of T+1 slots, so that an index is the paper's t; slot 0 holds 0, "no noise".
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def erase_evenly(T: int) -> Tensor:
+    """β_t = 1/(T−t+1), Section 2.4.1: every step erases the same share 1/T of the first signal, so ᾱ_t = 1 − t/T.
+
+    Returns [T+1] in float64; β_T = 1, the chain forgets its start exactly.
+    """
+    t = torch.arange(1, T + 1, dtype=torch.float64)
+    return torch.cat([torch.zeros(1, dtype=torch.float64), 1 / (T - t + 1)])
+
+
+def geometric(T: int, first: float, last: float) -> Tensor:
+    """Noise whose odds (1−ᾱ_t)/ᾱ_t grow by one factor a step, from `first` = β_1 to `last`, the variance at t = T.
+
+    Returns [T+1] rates β in float64. Our own; the paper names no fixed Gaussian schedule.
+    """
+    ends = torch.tensor([first, last], dtype=torch.float64).logit()
+    return from_alpha_bar(torch.sigmoid(-torch.linspace(float(ends[0]), float(ends[1]), T, dtype=torch.float64)))
+
+
+def from_alpha_bar(alpha_bar: Tensor) -> Tensor:
+    """The rates β_1…T that leave the signal shares ᾱ_1…T: β_t = 1 − ᾱ_t/ᾱ_{t−1}. Shapes [T] → [T+1]."""
+    before = torch.cat([torch.ones(1, dtype=alpha_bar.dtype), alpha_bar[:-1]])
+    return torch.cat([torch.zeros(1, dtype=alpha_bar.dtype), (before - alpha_bar) / before])
+
+
+def log_alpha_bar(beta: Tensor) -> Tensor:
+    """log ᾱ_t = Σ_{s≤t} log(1−β_s), shape [T+1]; −∞ once some β is 1."""
+    return torch.log1p(-beta).cumsum(0)
+
+
+class Fixed(nn.Module):
+    """A schedule that training leaves alone; calling it returns β, shape [T+1]."""
+
+    beta: Tensor
+
+    def __init__(self, beta: Tensor):
+        super().__init__()
+        self.register_buffer("beta", beta)
+
+    def forward(self) -> Tensor:
+        return self.beta
+
+
+class Learned(nn.Module):
+    """β_2…T learned by ascent on K, β_1 fixed against overfitting (Section 2.4.1); calling it returns β, [T+1].
+
+    The free parameters are the log odds of each rate, so that every step of an optimiser leaves 0 < β < 1.
+    """
+
+    head: Tensor
+
+    def __init__(self, beta: Tensor):
+        super().__init__()
+        self.register_buffer("head", beta[:2].clone())
+        self.log_odds = nn.Parameter(beta[2:].logit())
+
+    def forward(self) -> Tensor:
+        return torch.cat([self.head, torch.sigmoid(self.log_odds)])

@@ -1,0 +1,145 @@
+"""Training by ascent on K, equation (15): a generator over steps, with checkpoints that a killed run resumes from."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed
+from torch import Generator, Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from dpm.bound import estimate, stratified_steps
+from dpm.files import UserError, load_into, read_tensors, take, write_tensors
+from dpm.reverse import Diffusion
+
+Draw = Callable[[int, Generator], Tensor]
+
+RECORD_STEPS = 50  # between two records
+CHECKPOINT_SECONDS = 20  # between two checkpoints: what a killed run can lose
+WARM_UP = 100  # steps
+
+
+@dataclass(frozen=True)
+class Record:
+    """Where training stands: the step, and the mean of the estimates of K, nats a sample, since the last record."""
+
+    step: int
+    K: float
+
+
+class Objective(nn.Module):
+    """−K of equation (14), nats a sample, estimated on a batch: what every process of a run evaluates on its share."""
+
+    def __init__(self, model: Diffusion):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        return -estimate(self.model.p, self.model.q(), x0, t, noise).K.mean()
+
+
+class Run:
+    """All that a training run changes, and so all that its checkpoint holds."""
+
+    def __init__(self, model: Diffusion, device: torch.device, seed: int, about: dict[str, str]):
+        self.model, self.about, self.step = model.to(device), about, 0
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999))
+        self.optimiser = torch.optim.Adam(model.parameters(), betas=(0.9, 0.99), fused=True)
+        self.generator = Generator(device).manual_seed(seed)
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint."""
+        moments = self.optimiser.state_dict()["state"]
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        tensors |= {f"optimiser.{i}.{name}": value for i in moments for name, value in moments[i].items()}
+        write_tensors(path, tensors | {"generator": self.generator.get_state()}, self.about | {"step": str(self.step)})
+
+    def resume(self, path: Path) -> None:
+        """Continue from a checkpoint, bit for bit on the CPU; UserError when it is another run's."""
+        tensors, about = read_tensors(path)
+        load_into(self.model, take(tensors, "model."), path)
+        load_into(self.average, take(tensors, "average."), path)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in take(tensors, "optimiser.").items():
+            index, moment = name.split(".")
+            moments.setdefault(int(index), {})[moment] = value
+        self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": moments})
+        self.generator.set_state(tensors["generator"])
+        self.step = int(about["step"])
+
+
+def train(
+    run: Run, draw: Draw, batch: int, steps: int, rate: float, checkpoint: Path | None = None
+) -> Iterator[Record]:
+    """Ascend K with Adam and averaged weights: a record every RECORD_STEPS steps and at the end.
+
+    Every process draws the whole batch from the same generator and keeps its share, so that any number of processes
+    walks the same path. UserError when an estimate of K is not finite.
+    """
+    rank, size = place()
+    if batch % size:
+        raise UserError(f"a batch of {batch} does not split evenly over {size} processes; choose another number")
+    objective: nn.Module = Objective(run.model)
+    if size > 1:
+        objective = DistributedDataParallel(objective, broadcast_buffers=False)
+    saved, losses = time.monotonic(), []
+    while run.step < steps:
+        q = run.model.q()
+        x0 = draw(batch, run.generator).float()
+        t = stratified_steps(batch, q.T, run.generator)
+        noise = q.noise(x0, run.generator)
+        loss = objective(x0[rank::size], t[rank::size], noise[rank::size])
+        loss.backward()
+        for group in run.optimiser.param_groups:
+            group["lr"] = rate * min(1, (run.step + 1) / WARM_UP) * (1 + math.cos(math.pi * run.step / steps)) / 2
+        run.optimiser.step()
+        run.optimiser.zero_grad()
+        run.average.update_parameters(run.model)
+        losses.append(loss.detach())
+        run.step += 1
+        if run.step % RECORD_STEPS == 0 or run.step == steps:
+            values = torch.stack(losses).tolist()
+            check_finite(values, run)
+            if checkpoint and rank == 0 and (run.step == steps or time.monotonic() - saved > CHECKPOINT_SECONDS):
+                run.save(checkpoint)
+                saved = time.monotonic()
+            yield Record(run.step, -sum(values) / len(values))
+            losses = []
+
+
+def check_finite(values: list[float], run: Run) -> None:
+    """UserError naming the first step whose K is not a finite number, before anything of it is saved."""
+    for step, value in enumerate(values, start=run.step - len(values) + 1):
+        if not math.isfinite(value):
+            name = f"{run.about.get('experiment')} --setting {run.about.get('setting')}"
+            raise UserError(
+                f"K is {-value} at step {step} of {name}; the last checkpoint stands: lower the learning rate"
+            )
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`, `cpu` or `cuda` to a device, here and nowhere else; UserError when there is no such device."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device here; use --device cpu, or auto to take a GPU only where there is one")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def place() -> tuple[int, int]:
+    """This process's rank, and the number of processes of the run."""
+    if torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def join(device: torch.device) -> None:
+    """Join the other processes when torchrun started this one."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
