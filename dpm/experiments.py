@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from dpm.optimum import BlurredOptimum, Optimum
 from dpm.reverse import BinomialStep, Denoise, Diffusion, GaussianStep
 from dpm.schedules import Fixed, Learned, erase_evenly, geometric
 
-WEIGHTS = Path(__file__).parent.parent / "data" / "weights"
+DATA = Path(__file__).parent.parent / "data"
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,12 @@ def build(setting: Setting, seed: int = 0) -> Diffusion:
 
 def weights_path(name: str, setting: str) -> Path:
     """Where the repository ships the weights of an experiment's setting."""
-    return WEIGHTS / f"{name}-{setting}.safetensors"
+    return DATA / "weights" / f"{name}-{setting}.safetensors"
+
+
+def recorded(name: str, setting: str) -> dict:
+    """The result that the repository ships: what `dpm train` wrote when it made the shipped weights."""
+    return json.loads((DATA / "results" / f"{name}-{setting}.json").read_text())
 
 
 def load(name: str, setting: str, path: Path | None = None, device: torch.device | str = "cpu") -> Diffusion:

@@ -30,9 +30,11 @@ class StepReadout(nn.Module):
         self.shared = nn.Parameter(torch.zeros(ties, start[0].numel()))
 
     def forward(self, h: Tensor, t: Tensor) -> Tensor:
-        weight = self.start + self.scale * self.own + (self.bumps @ self.shared).view_as(self.own)
+        steps, place = t.unique(return_inverse=True)
+        shared = (self.bumps[steps] @ self.shared).view(-1, *self.start.shape[1:])
+        weight = self.start[steps] + self.scale * self.own.index_select(0, steps) + shared
         h = torch.cat([h, torch.ones_like(h[:, :1])], dim=1)
-        return torch.bmm(h[:, None], weight.index_select(0, t))[:, 0]
+        return torch.bmm(h[:, None], weight.index_select(0, place))[:, 0]
 
 
 def bumps(T: int, count: int) -> Tensor:

@@ -19,6 +19,13 @@ PALETTE = seaborn.color_palette("colorblind")
 BLUE, ORANGE, GREEN = PALETTE[:3]
 
 
+class Picture(Figure):
+    """A figure that shows itself in a notebook, free of pyplot's global state."""
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
+
+
 def style() -> None:
     """One look for the whole book: white face (so that dark pages keep the axes), large type, colour-blind colours."""
     seaborn.set_theme(context="notebook", style="ticks", palette="colorblind")
@@ -27,7 +34,7 @@ def style() -> None:
 
 def panels(rows: int, columns: int, size: float = 2.6, **options) -> tuple[Figure, np.ndarray]:
     """A grid of square panels as (figure, axes [rows, columns])."""
-    figure = Figure(figsize=(size * columns, size * rows), layout="constrained")
+    figure = Picture(figsize=(size * columns, size * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
@@ -46,7 +53,7 @@ def roll_figure(forward: Sequence[Tensor], reverse: Sequence[Tensor], grid: Tens
     for column, when in enumerate(("t = 0", "t = T/2", "t = T")):
         scatter(axes[0, column], forward[column], f"forward q, {when}")
         scatter(axes[1, column], reverse[column], f"reverse p, {when}", ORANGE)
-        draw_field(axes[2, column], grid, drift[column], f"drift, {when.replace('= 0', '= 1')}")
+        draw_field(axes[2, column], grid, drift[column], f"drift, {when.replace('= 0', '= 2')}")
     for axis in axes[:, 0]:
         axis.set_ylabel("$x_2$")
     for axis in axes[-1]:
@@ -60,14 +67,39 @@ def draw_field(axes: Axes, grid: Tensor, drift: Tensor, title: str) -> None:
     axes.set(title=title, aspect="equal")
 
 
+def clouds(points: Sequence[Tensor], titles: Sequence[str]) -> Figure:
+    """Sets of points of the plane, each [n, 2], side by side."""
+    figure, axes = panels(1, len(points), size=3.2, sharey=True)
+    for axis, x, title in zip(axes[0], points, titles, strict=True):
+        scatter(axis, x, title, BLUE if title == "data" else ORANGE, reach=2.6)
+        axis.set_xlabel("$x_1$")
+    axes[0, 0].set_ylabel("$x_2$")
+    return figure
+
+
+def fields(grid: Tensor, drift: Sequence[Tensor], titles: Sequence[str]) -> Figure:
+    """The drift f_μ(x^t,t) − x^t on a grid [m, 2] at several t, each [m, 2]."""
+    figure, axes = panels(1, len(drift), size=3.2, sharey=True)
+    for axis, arrows, title in zip(axes[0], drift, titles, strict=True):
+        draw_field(axis, grid, arrows, title)
+        axis.set_xlabel("$x_1$")
+    axes[0, 0].set_ylabel("$x_2$")
+    return figure
+
+
 def bits_figure(left: Tensor, right: Tensor, titles: tuple[str, str]) -> Figure:
     """Figure 2: two sets of binary sequences [n, length], one a row; a 1 is dark."""
     figure, axes = panels(1, 2, size=3.6, sharey=True)
     for axis, bits, title in zip(axes[0], (left, right), titles, strict=True):
-        axis.imshow(bits, cmap="Greys", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-        axis.set(title=title, xlabel="bin")
+        draw_bits(axis, bits, title)
     axes[0, 0].set_ylabel("sequence")
     return figure
+
+
+def draw_bits(axes: Axes, bits: Tensor, title: str) -> None:
+    """Binary sequences [n, length], one a row; a 1 is dark."""
+    axes.imshow(bits, cmap="Greys", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    axes.set(title=title, xlabel="bin")
 
 
 def roll_samples(x: Tensor) -> Figure:
@@ -81,8 +113,8 @@ def roll_samples(x: Tensor) -> Figure:
 def bit_samples(x: Tensor) -> Figure:
     """Samples of the heartbeat [n, length], the first 100 shown."""
     figure, axes = panels(1, 1, size=5)
-    axes[0, 0].imshow(x[:100], cmap="Greys", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-    axes[0, 0].set(title=f"{min(len(x), 100)} samples of p(x⁰)", xlabel="bin", ylabel="sequence")
+    draw_bits(axes[0, 0], x[:100], f"{min(len(x), 100)} samples of p(x⁰)")
+    axes[0, 0].set_ylabel("sequence")
     return figure
 
 
@@ -91,7 +123,7 @@ SAMPLES: dict[str, Callable[[Tensor], Figure]] = {"swiss_roll": roll_samples, "h
 
 def curves(x: Sequence[float] | Tensor, lines: dict[str, Tensor], xlabel: str, ylabel: str, **axes_options) -> Figure:
     """Lines over one axis, named in a legend."""
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    figure = Picture(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
     for (name, y), dash in zip(lines.items(), ("-", "--", "-.", ":") * 2, strict=False):
         axes.plot(x, y, dash, label=name)
@@ -109,6 +141,17 @@ def dissolving(frames: Sequence[Tensor], label: Callable[[int], str], colour=BLU
         figure, axes = panels(1, 1, size=4)
         scatter(axes[0, 0], x, label(k), colour)
         axes[0, 0].set(xlabel="$x_1$", ylabel="$x_2$")
+        figures.append(figure)
+    return figures
+
+
+def bit_frames(frames: Sequence[Tensor], titles: Sequence[str]) -> list[Figure]:
+    """One picture a time step of binary sequences [n, length], one a row; a 1 is dark."""
+    figures = []
+    for bits, title in zip(frames, titles, strict=True):
+        figure, axes = panels(1, 1, size=4)
+        draw_bits(axes[0, 0], bits, title)
+        axes[0, 0].set_ylabel("sequence")
         figures.append(figure)
     return figures
 
