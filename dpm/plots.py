@@ -98,7 +98,7 @@ def bits_figure(left: Tensor, right: Tensor, titles: tuple[str, str]) -> Figure:
 
 def draw_bits(axes: Axes, bits: Tensor, title: str) -> None:
     """Binary sequences [n, length], one a row; a 1 is dark."""
-    axes.imshow(bits, cmap="Greys", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    axes.imshow(bits.numpy(), cmap="Greys", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     axes.set(title=title, xlabel="bin")
 
 
@@ -168,10 +168,13 @@ def png(figure: Figure, colours: int | None = None) -> bytes:
     return small.getvalue()
 
 
-def player(figures: Sequence[Figure], label: str, alt: str, milliseconds: int = 100) -> HTML:
+def player(
+    figures: Sequence[Figure], label: str, alt: str, milliseconds: int = 100, moving: bool = False
+) -> HTML:
     """A moving picture with slider, arrow keys and a play button that needs no kernel, library or network.
 
-    label names the slider, alt tells what there is to see; the picture opens on its first frame.
+    label names the slider, alt tells what there is to see. It opens on its first frame; with `moving` it plays by
+    itself, over and over, unless the reader's system asks for less motion.
     """
     frames = [base64.b64encode(png(figure, colours=32)).decode() for figure in figures]
     name = "player" + sha1("".join(frames).encode()).hexdigest()[:8]
@@ -185,6 +188,7 @@ def player(figures: Sequence[Figure], label: str, alt: str, milliseconds: int = 
             first=frames[0],
             sources=sources,
             milliseconds=milliseconds,
+            moving=str(moving).lower(),
         )
     )
 
@@ -200,12 +204,17 @@ PLAYER = """<div id="{name}" class="dpm-player">
   function face(sign, name) {{ button.innerHTML = sign; button.setAttribute("aria-label", name); }}
   function show() {{ image.src = frames[slider.value]; value.value = slider.value; }}
   function stop() {{ clearInterval(timer); timer = null; face("&#9654;", "play"); }}
-  function next() {{ slider.value = +slider.value + 1; show(); if (+slider.value === {last}) stop(); }}
-  slider.oninput = function () {{ stop(); show(); }};
-  button.onclick = function () {{
-    if (timer) return stop();
+  function next() {{
+    if (+slider.value === {last}) return {moving} ? rest() : stop();
+    slider.value = +slider.value + 1; show();
+  }}
+  function rest() {{ stop(); timer = setTimeout(function () {{ slider.value = 0; play(); }}, 2000); }}
+  function play() {{
     if (+slider.value === {last}) slider.value = 0;
-    face("&#10074;&#10074;", "pause");
+    show(); face("&#10074;&#10074;", "pause");
     timer = setInterval(next, {milliseconds});
-  }};
+  }}
+  slider.oninput = function () {{ stop(); show(); }};
+  button.onclick = function () {{ if (timer) stop(); else play(); }};
+  if ({moving} && !matchMedia("(prefers-reduced-motion: reduce)").matches) play();
 }})();</script>"""

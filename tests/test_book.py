@@ -1,0 +1,101 @@
+"""The book as a whole: every cell executed, no page that asks anything of the network, one README that tells the truth."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from dpm.experiments import EXPERIMENTS, recorded, weights_path
+
+ROOT = Path(__file__).parent.parent
+HTML = ROOT / "_build" / "html"
+CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
+SETTINGS = [(name, setting) for name in EXPERIMENTS for setting in EXPERIMENTS[name].settings]
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_every_cell_is_executed(path):
+    """nbval compares nothing where a cell carries no execution."""
+    counts = [cell.execution_count for cell in code_cells(path)]
+    assert counts == list(range(1, len(counts) + 1))
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_every_figure_has_alt_text_and_a_caption(path):
+    for cell in code_cells(path):
+        if any("image/png" in output.get("data", {}) for output in cell.outputs):
+            assert cell.metadata["mystnb"]["image"]["alt"] and cell.metadata["mystnb"]["figure"]["caption"]
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_every_chapter_asserts(path):
+    """A printed number stands in a cell that checks something."""
+    printing = [cell.source for cell in code_cells(path) if "print(" in cell.source and "def " not in cell.source]
+    assert printing and all("assert" in source for source in printing)
+
+
+class Loads(HTMLParser):
+    """What a page loads by itself: scripts, pictures, stylesheets."""
+
+    def __init__(self):
+        super().__init__()
+        self.urls = []
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        if tag in ("script", "img", "iframe", "source", "video", "audio", "embed"):
+            self.urls.append(attributes.get("src") or "")
+        elif tag == "link" and not {"canonical", "index", "search", "next", "prev"} & set(
+            (attributes.get("rel") or "").split()
+        ):
+            self.urls.append(attributes.get("href") or "")
+
+
+def built_pages():
+    pages = sorted(page for page in HTML.rglob("*.html") if "_static" not in page.parts)
+    assert len(pages) > len(CHAPTERS), "build the book first: make book"
+    return pages
+
+
+def test_no_page_loads_from_outside():
+    for page in built_pages():
+        parser = Loads()
+        parser.feed(page.read_text(encoding="utf8"))
+        for url in parser.urls:
+            assert not re.match(r"(https?:)?//", url), (page.name, url)
+            local = url.split("?")[0].split("#")[0]
+            assert not local or url.startswith("data:") or (page.parent / local).exists(), (page.name, url)
+
+
+def test_no_stylesheet_loads_from_outside():
+    for sheet in HTML.rglob("*.css"):
+        assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", sheet.read_text(encoding="utf8")), sheet
+
+
+def test_no_page_is_heavy():
+    for page in built_pages():
+        assert page.stat().st_size < 2.5e6, page.name
+
+
+@pytest.mark.parametrize(("name", "setting"), SETTINGS)
+def test_shipped_results_name_what_made_them(name, setting):
+    record = recorded(name, setting)
+    assert weights_path(name, setting).stat().st_size < 8e6
+    assert {"command", "seed", "device", "versions", "revision", "date", "training_seconds"} <= set(record["provenance"])
+    assert record["K_bits"] < record["minus_entropy_bits"]
+    assert record["K_stderr_bits"] <= 0.01
+
+
+def test_readme_table_is_the_record():
+    readme = (ROOT / "README.md").read_text()
+    for name, label in (("swiss_roll", "swiss roll"), ("heartbeat", "heartbeat")):
+        (row,) = [line for line in readme.splitlines() if line.startswith(f"| {label}")]
+        paper, ours = recorded(name, "paper"), recorded(name, "ours")
+        wanted = [paper["K_bits"], ours["K_bits"], ours["K_optimum_bits"], ours["minus_entropy_bits"]]
+        assert row.split("|")[3:-1] == [f" {value:.3f} ".replace("-", "−") for value in wanted]

@@ -1,0 +1,67 @@
+"""Figures show what they were given, and moving pictures need nothing but themselves."""
+
+import io
+
+import pytest
+import torch
+from PIL import Image
+from torch import Generator
+
+from dpm import plots
+
+
+@pytest.fixture
+def points():
+    return torch.randn(50, 2, generator=Generator().manual_seed(0), dtype=torch.float64)
+
+
+def frames(points, count):
+    return plots.dissolving([points * (k + 1) / count for k in range(count)], lambda k: f"t = {k}")
+
+
+def test_a_picture_shows_itself_in_a_notebook(points):
+    picture = Image.open(io.BytesIO(plots.roll_samples(points)._repr_png_()))
+    assert picture.format == "PNG" and picture.getextrema() != ((255, 255),) * 4
+
+
+def test_every_axis_has_a_label_and_the_points_it_was_given(points):
+    figure = plots.clouds([points, points[:10]], ["data", "samples"])
+    for axes, count in zip(figure.axes, (50, 10), strict=True):
+        assert axes.get_xlabel() and axes.get_title()
+        assert len(axes.lines[0].get_xdata()) == count
+    assert figure.axes[0].get_ylabel()
+
+
+def test_figure_1_is_three_rows_of_three(points):
+    figure = plots.roll_figure([points] * 3, [points] * 3, points, [-points] * 3)
+    assert len(figure.axes) == 9
+    assert [axes.get_title() for axes in figure.axes[:3]] == [f"forward q, t = {t}" for t in ("0", "T/2", "T")]
+
+
+def test_bits_are_drawn_one_sequence_a_row():
+    bits = torch.eye(4, 6, dtype=torch.float64)
+    figure = plots.bits_figure(bits, 1 - bits, ("left", "right"))
+    assert figure.axes[0].images[0].get_array().shape == (4, 6)
+
+
+def test_player_holds_every_frame_and_nothing_from_outside(points):
+    page = plots.player(frames(points, 5), "t", "points <spread>").data
+    assert page.count("data:image/png;base64,") == 6  # five, and the first once more, shown before any script runs
+    assert 'alt="points &lt;spread&gt;"' in page and 'max="4"' in page
+    assert "http" not in page
+
+
+def test_player_gives_the_same_bytes_twice(points):
+    first, second = (plots.player(frames(points, 3), "t", "points").data for _ in range(2))
+    assert first == second
+    assert first != plots.player(frames(2 * points, 3), "t", "points").data
+
+
+def test_a_moving_player_minds_a_wish_for_less_motion(points):
+    still, moving = (plots.player(frames(points, 2), "t", "points", moving=m).data for m in (False, True))
+    assert "if (false &&" in still and "if (true && !matchMedia" in moving
+
+
+def test_fewer_colours_make_a_smaller_file(points):
+    figure = plots.roll_samples(points)
+    assert len(plots.png(figure, colours=32)) < len(plots.png(figure))
