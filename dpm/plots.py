@@ -168,9 +168,7 @@ def png(figure: Figure, colours: int | None = None) -> bytes:
     return small.getvalue()
 
 
-def player(
-    figures: Sequence[Figure], label: str, alt: str, milliseconds: int = 100, moving: bool = False
-) -> HTML:
+def player(figures: Sequence[Figure], label: str, alt: str, milliseconds: int = 100, moving: bool = False) -> HTML:
     """A moving picture with slider, arrow keys and a play button that needs no kernel, library or network.
 
     label names the slider, alt tells what there is to see. It opens on its first frame; with `moving` it plays by
