@@ -57,6 +57,7 @@ RATE = 0.2  # of ones under π, D.1.2: the heartbeat's own
 
 
 def roll_schedule(T: int) -> Tensor:
+    """The roll's rates before learning: β_1 as stated, half a percent of signal variance left at T."""
     return geometric(T, BETA_1, 0.995)
 
 
@@ -156,7 +157,7 @@ def load(name: str, setting: str, path: Path | None = None, device: torch.device
 
 
 def held_out(experiment: Experiment, seed: int, device: torch.device | str = "cpu") -> Tensor:
-    """Fresh samples for evaluation. No run of `train` has drawn them: it seeds its generator otherwise."""
+    """Fresh samples for evaluation, which no run of `train` with a seed below 10 000 has drawn."""
     return experiment.draw(experiment.held_out, Generator(device).manual_seed(10_000 + seed))
 
 

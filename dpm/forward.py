@@ -37,11 +37,20 @@ class Bits(TorchBernoulli):
         """The draw that this uniform noise makes."""
         return (noise < self.probs).to(self.logits.dtype)
 
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log B(x; r), without the cancellation of torch's own."""
+        return logsigmoid(torch.where(value > 0.5, self.logits, -self.logits))
+
+    def entropy(self) -> Tensor:
+        """H of each bit in nats, likewise."""
+        return -(self.probs * logsigmoid(self.logits) + torch.sigmoid(-self.logits) * logsigmoid(-self.logits))
+
 
 @register_kl(Bits, Bits)
 def _kl_bits(p: Bits, q: Bits) -> Tensor:
-    r = torch.sigmoid(p.logits)
-    return r * (logsigmoid(p.logits) - logsigmoid(q.logits)) + (1 - r) * (logsigmoid(-p.logits) - logsigmoid(-q.logits))
+    on = torch.sigmoid(p.logits) * (logsigmoid(p.logits) - logsigmoid(q.logits))
+    off = torch.sigmoid(-p.logits) * (logsigmoid(-p.logits) - logsigmoid(-q.logits))
+    return on + off
 
 
 Law = Normal | Bits

@@ -1,4 +1,4 @@
-"""The book as a whole: every cell executed, no page that asks anything of the network, one README that tells the truth."""
+"""The book as a whole: every cell executed, no page that asks the network for anything, a README that is the record."""
 
 import re
 from html.parser import HTMLParser
@@ -87,7 +87,9 @@ def test_no_page_is_heavy():
 def test_shipped_results_name_what_made_them(name, setting):
     record = recorded(name, setting)
     assert weights_path(name, setting).stat().st_size < 8e6
-    assert {"command", "seed", "device", "versions", "revision", "date", "training_seconds"} <= set(record["provenance"])
+    assert {"command", "seed", "device", "versions", "revision", "date", "training_seconds"} <= set(
+        record["provenance"]
+    )
     assert record["K_bits"] < record["minus_entropy_bits"]
     assert record["K_stderr_bits"] <= 0.01
 

@@ -1,0 +1,533 @@
+"""The bound K, Sections 2.3 and 2.4, Appendix B: each number once by dpm and once by brute force, in float64.
+
+Bits are settled by enumerating every trajectory of a short chain. Linear-Gaussian chains are settled without sampling
+too: all that is averaged is then quadratic in the N normal variables, and the 2N points ±√N e_i average it exactly.
+"""
+
+import itertools
+import math
+
+import pytest
+import torch
+from scipy import stats
+from torch import Generator
+from torch.distributions import kl_divergence
+
+import dpm.bound
+from dpm.bound import (
+    Bound,
+    along_trajectory,
+    estimate,
+    evaluate,
+    in_bits,
+    log_null,
+    mean_and_error,
+    per_sample,
+    step_kl,
+    stratified_steps,
+    with_constants,
+)
+from dpm.datasets import heartbeat, heartbeat_sequences
+from dpm.forward import Binomial, Bits, Gaussian, Normal
+from dpm.schedules import Learned, erase_evenly, geometric
+
+
+def real(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def draws(*shape, seed=1):
+    return torch.randn(*shape, generator=Generator().manual_seed(seed), dtype=torch.float64)
+
+
+STATES = torch.cartesian_prod(real(0, 1), real(0, 1))  # of two bits
+RATES_T = [(0.5, 2), (0.5, 3), (0.2, 2), (0.2, 3), (0.2, 4)]
+DATA = {0.5: real(0.4, 0.05, 0.15, 0.4), 0.2: real(0.65, 0.2, 0.1, 0.05)}  # q(x⁰) of mean activity 0.5 and 0.2
+
+
+def replay(q, noises):
+    """The chain with the noise of its draws written down beforehand."""
+    left = iter(noises)
+    q.noise = lambda x, generator: next(left)
+    return q
+
+
+def keep_prior(q, xt, t):
+    """The identity reversal: the forward kernel, which is its own reversal under π."""
+    return q.step(xt, t)
+
+
+class Scores:
+    """A reverse model of bits whose log odds are linear in x^t, with weights of their own for each t."""
+
+    def __init__(self, T, seed):
+        self.weight, self.bias = draws(T + 1, 2, 2, seed=seed), draws(T + 1, 2, seed=seed + 1)
+
+    def __call__(self, q, xt, t):
+        return Bits(torch.einsum("bi,bij->bj", xt, self.weight[t]) + self.bias[t])
+
+
+class Enumerated:
+    """Two bits over T steps with matrices [4, 4] and loops: nothing of dpm but the rates and the reverse model."""
+
+    def __init__(self, p, T, rate):
+        self.T, self.rate = T, rate
+        self.q = Binomial(erase_evenly(T), rate)
+        steps = []
+        for t in range(1, T + 1):
+            kept = 1 - 1 / (T - t + 1)
+            one = kept * torch.eye(2, dtype=torch.float64) + (1 - kept) * real(1 - rate, rate)
+            steps.append(torch.kron(one, one))
+        self.forward = [None, *steps]  # [t][x^{t−1}, x^t]
+        self.prior = torch.kron(real(1 - rate, rate), real(1 - rate, rate))
+        edge = steps[0].T * self.prior / self.prior[:, None]  # (44): q(x¹|x⁰) π(x⁰)/π(x¹)
+        self.reverse = [None, edge]  # [t][x^t, x^{t−1}]
+        for t in range(2, T + 1):
+            rates = 1 / (1 + torch.exp(-p(self.q, STATES, torch.full((4,), t)).logits))
+            self.reverse.append(torch.stack([(rates * s + (1 - rates) * (1 - s)).prod(1) for s in STATES], 1))
+        self.marginal = [torch.eye(4, dtype=torch.float64)]  # [t][x⁰, x^t]
+        for step in steps:
+            self.marginal.append(self.marginal[-1] @ step)
+
+    def trajectories(self):
+        """Every (x⁰, …, x^T) as indices [4^(T+1), T+1], log q(x^{1…T}|x⁰), log p(x^{0…T})."""
+        path = torch.cartesian_prod(*[torch.arange(4)] * (self.T + 1))
+        log_q, log_p = torch.zeros(len(path)).double(), self.prior.log()[path[:, -1]]
+        for t in range(1, self.T + 1):
+            log_q = log_q + self.forward[t].log()[path[:, t - 1], path[:, t]]
+            log_p = log_p + self.reverse[t].log()[path[:, t], path[:, t - 1]]
+        return path, log_q, log_p
+
+    def K_along_trajectories(self, data):
+        """(37)-(39), summed."""
+        path, log_q, log_p = self.trajectories()
+        return float((data[path[:, 0]] * log_q.exp() * (log_p - log_q)).sum())
+
+    def kl(self, t, x0):
+        """E_{q(x^t|x⁰)} KL( q(x^{t−1}|x^t,x⁰) ‖ p(x^{t−1}|x^t) )."""
+        total = 0.0
+        for xt in range(4):
+            joint = self.marginal[t - 1][x0] * self.forward[t][:, xt]
+            posterior = joint / joint.sum()
+            total += float(joint.sum() * (posterior * (posterior / self.reverse[t][xt]).log()).sum())
+        return total
+
+    def parts(self, data):
+        """The KL sum and the three entropies of (14)."""
+
+        def entropy(law):
+            return -float((law * law.log()).sum())
+
+        kl = [sum(self.kl(t, x0) for t in range(2, self.T + 1)) for x0 in range(4)]
+        at_T, at_1 = ([entropy(self.marginal[t][x0]) for x0 in range(4)] for t in (self.T, 1))
+        return *(float(data @ real(*part)) for part in (kl, at_T, at_1)), entropy(self.prior)
+
+    def K(self, data):
+        kl, at_T, at_1, prior = self.parts(data)
+        return -kl + at_T - at_1 - prior
+
+    def log_probability(self):
+        """log p(x⁰), equation (6), by the product of the reverse matrices."""
+        law = self.prior
+        for t in range(self.T, 0, -1):
+            law = law @ self.reverse[t]
+        return law.log()
+
+
+def enumerate_evaluate(p, chain, data):
+    """E K of dpm's `evaluate`: every x⁰ with every x², …, x^T, each x^t by its own marginal."""
+    T = chain.T
+    places = torch.cartesian_prod(*[torch.arange(4)] * T)  # x⁰, x², …, x^T
+    weight = data[places[:, 0]]
+    for t in range(2, T + 1):
+        weight = weight * chain.marginal[t][places[:, 0], places[:, t - 1]]
+    noises = [1 - STATES[places[:, t - 1]] for t in range(2, T + 1)]  # uniform noise 0 makes a 1, noise 1 a 0
+    bound = evaluate(p, replay(Binomial(erase_evenly(T), chain.rate), noises), STATES[places[:, 0]], Generator())
+    return bound, weight
+
+
+# K by enumeration
+
+
+@pytest.mark.parametrize(("rate", "T"), RATES_T)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_evaluate_is_equation_14_part_by_part(rate, T, seed):
+    p = Scores(T, seed)
+    chain = Enumerated(p, T, rate)
+    data = DATA[0.2]  # (14) is what it is for any data
+    bound, weight = enumerate_evaluate(p, chain, data)
+    parts = [float((weight * part).sum()) for part in (bound.kl, bound.entropy_T, bound.entropy_1, bound.entropy_prior)]
+    assert parts == pytest.approx(list(chain.parts(data)), abs=1e-10)
+    assert float((weight * bound.K).sum()) == pytest.approx(chain.K(data), abs=1e-10)
+
+
+@pytest.mark.parametrize(("rate", "T"), RATES_T)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_along_trajectory_is_equations_37_to_39_trajectory_by_trajectory(rate, T, seed):
+    p = Scores(T, seed)
+    chain = Enumerated(p, T, rate)
+    path, log_q, log_p = chain.trajectories()
+    noises = [1 - STATES[path[:, t]] for t in range(1, T + 1)]
+    K = along_trajectory(p, replay(Binomial(erase_evenly(T), rate), noises), STATES[path[:, 0]], Generator())
+    assert torch.allclose(K, log_p - log_q, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize(("rate", "T"), RATES_T)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_K_of_14_is_K_along_trajectories_when_the_data_have_the_activity_of_pi(rate, T, seed):
+    """Appendix B, (37) to (51), exactly."""
+    chain = Enumerated(Scores(T, seed), T, rate)
+    assert chain.K(DATA[rate]) == pytest.approx(chain.K_along_trajectories(DATA[rate]), abs=1e-10)
+
+
+def test_K_of_14_differs_by_the_cross_entropies_to_pi_when_they_change():
+    """What (40)-(46) leave out: E log π(x^T) + E log π(x⁰) − E log π(x¹) + H_p(X^T)."""
+    chain, data = Enumerated(Scores(3, 0), 3, 0.2), DATA[0.5]
+    at_0, at_1, at_T = (float(data @ chain.marginal[t] @ chain.prior.log()) for t in (0, 1, 3))
+    gap = at_T + at_0 - at_1 - float(chain.prior @ chain.prior.log())
+    assert chain.K_along_trajectories(data) - chain.K(data) == pytest.approx(gap, abs=1e-10)
+    assert abs(gap) > 0.1
+
+
+@pytest.mark.parametrize(("rate", "T"), RATES_T)
+def test_estimate_is_unbiased(rate, T):
+    """Averaged over t = 2…T and every x⁰ and x^t it is (14): T−1 terms, constants counted once."""
+    p, data = Scores(T, 3), DATA[rate]
+    chain, mean = Enumerated(p, T, rate), 0.0
+    q = Binomial(erase_evenly(T), rate)
+    for t, x0, xt in itertools.product(range(2, T + 1), range(4), range(4)):
+        bound = estimate(p, q, STATES[x0, None], torch.tensor([t]), 1 - STATES[xt, None])
+        mean += float(data[x0] * chain.marginal[t][x0, xt] * bound.K) / (T - 1)
+    assert mean == pytest.approx(chain.K(data), abs=1e-10)
+
+
+@pytest.mark.parametrize(("rate", "T"), RATES_T)
+@pytest.mark.parametrize("seed", range(5))
+def test_K_never_exceeds_the_log_likelihood_of_bits(rate, T, seed):
+    """(12), (13) against Σ q(x⁰) log p(x⁰); and (8)-(9): trajectory weights average to p(x⁰) itself."""
+    chain, data = Enumerated(Scores(T, seed), T, rate), DATA[rate]
+    path, log_q, log_p = chain.trajectories()
+    p_x0 = torch.zeros(4).double().index_add(0, path[:, 0], log_p.exp())
+    assert torch.allclose(chain.log_probability(), p_x0.log(), atol=1e-12)
+    noises = [1 - STATES[path[:, t]] for t in range(1, T + 1)]
+    q = replay(Binomial(erase_evenly(T), rate), noises)
+    log_weight = along_trajectory(Scores(T, seed), q, STATES[path[:, 0]], Generator())
+    averaged = torch.zeros(4).double().index_add(0, path[:, 0], log_q.exp() * log_weight.exp())
+    assert torch.allclose(averaged, p_x0, atol=1e-12, rtol=0)
+    each = torch.zeros(4).double().index_add(0, path[:, 0], log_q.exp() * log_weight)
+    assert bool((each <= p_x0.log()).all())  # Jensen, sample by sample
+    assert chain.K(data) <= float(data @ p_x0.log())
+
+
+# K of linear-Gaussian chains, exactly
+
+
+class Linear:
+    """A linear-Gaussian reverse model, x^{t−1} ~ N(a_t x^t + b_t, v_t)."""
+
+    def __init__(self, T, seed):
+        self.a, self.b = 0.8 + 0.2 * draws(T + 1, seed=seed), draws(T + 1, seed=seed + 1) / 5
+        self.v = 0.1 + 0.4 * torch.rand(T + 1, generator=Generator().manual_seed(seed), dtype=torch.float64)
+
+    def __call__(self, q, xt, t):
+        a, b, v = (values[t][:, None] for values in (self.a, self.b, self.v))
+        return Normal(a * xt + b, v.expand_as(xt))
+
+    def law_of_x0(self, q):
+        """Mean and variance of p(x⁰): (4), the steps T…2, and the edge step (44)."""
+        mean, variance = 0.0, 1.0
+        for t in range(q.T, 1, -1):
+            a, b, v = float(self.a[t]), float(self.b[t]), float(self.v[t])
+            mean, variance = a * mean + b, a**2 * variance + v
+        kept = 1 - float(q.beta[1])
+        return math.sqrt(kept) * mean, kept * variance + 1 - kept
+
+
+def cubature(variables):
+    """Points [2N, N] that average every quadratic of N standard normals exactly, with equal weights."""
+    return math.sqrt(variables) * torch.cat([torch.eye(variables), -torch.eye(variables)]).double()
+
+
+def exact_K(p, beta, mean, variance, of):
+    """E K of a linear reverse model for one-dimensional data N(mean, variance)."""
+    q = Gaussian(beta)
+    z = cubature(q.T + 1)
+    x0 = mean + math.sqrt(variance) * z[:, :1]
+    K = of(p, replay(q, z[:, 1:].T[..., None]), x0, Generator())
+    return float((K.K if isinstance(K, Bound) else K).mean())
+
+
+BETAS = [geometric(2, 0.1, 0.8), geometric(6, 0.02, 0.95), geometric(12, 1e-3, 0.99)]
+UNIT = [(0.0, 1.0), (0.6, 0.64), (-0.8, 0.36)]  # E x² = 1
+
+
+@pytest.mark.parametrize("beta", BETAS, ids=len)
+@pytest.mark.parametrize(("mean", "variance"), UNIT)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_K_of_14_is_K_along_trajectories_for_gaussians(beta, mean, variance, seed):
+    p = Linear(len(beta) - 1, seed)
+    assert exact_K(p, beta, mean, variance, evaluate) == pytest.approx(
+        exact_K(p, beta, mean, variance, along_trajectory), rel=1e-11, abs=0
+    )
+
+
+def test_K_of_14_differs_by_the_cross_entropies_to_pi_when_the_variance_is_not_one():
+    beta, p, square = BETAS[1], Linear(6, 0), 0.7**2 + 0.2
+    kept = (1 - beta).cumprod(0)
+    at = [kept[t] * square + 1 - kept[t] for t in (0, 1, 6)]  # E (x^t)²; E log π(x) = −½ log 2π − ½ E x²
+    gap = float(-at[2] - at[0] + at[1] + 1) / 2
+    both = [exact_K(p, beta, 0.7, 0.2, of) for of in (along_trajectory, evaluate)]
+    assert both[0] - both[1] == pytest.approx(gap, abs=1e-10)
+    assert abs(gap) > 0.01
+
+
+def naive_gaussian_K(p, beta, mean, variance):
+    """(14) for N(mean, variance), written out with moments: KL of two normals averaged over x⁰ and x^t."""
+    T, b = len(beta) - 1, beta.tolist()
+    kept = [math.prod(1 - r for r in b[: t + 1]) for t in range(T + 1)]
+    K = 0.5 * math.log(1 - kept[T]) - 0.5 * math.log(b[1]) - 0.5 * math.log(2 * math.pi * math.e)
+    for t in range(2, T + 1):
+        precision = (1 - b[t]) / b[t] + 1 / (1 - kept[t - 1])  # of x^{t−1}: what x^t says, and what x⁰ says
+        v = 1 / precision
+        on_xt, on_x0 = math.sqrt(1 - b[t]) / b[t] * v, math.sqrt(kept[t - 1]) / (1 - kept[t - 1]) * v
+        # the difference of means: (on_xt − a) x^t + on_x0 x⁰ − b, with x^t = √ᾱ x⁰ + √(1−ᾱ) z
+        a, shift, s = float(p.a[t]), float(p.b[t]), float(p.v[t])
+        per_x0 = (on_xt - a) * math.sqrt(kept[t]) + on_x0
+        square = (per_x0 * mean - shift) ** 2 + per_x0**2 * variance + (on_xt - a) ** 2 * (1 - kept[t])
+        K -= 0.5 * (math.log(s / v) + (v + square) / s - 1)
+    return K
+
+
+@pytest.mark.parametrize("beta", BETAS, ids=len)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_evaluate_is_equation_14_for_gaussians(beta, seed):
+    p = Linear(len(beta) - 1, seed)
+    naive = naive_gaussian_K(p, beta, 0.7, 0.2)
+    assert exact_K(p, beta, 0.7, 0.2, evaluate) == pytest.approx(naive, rel=1e-10, abs=0)
+
+
+@pytest.mark.parametrize("beta", BETAS, ids=len)
+@pytest.mark.parametrize(("mean", "variance"), UNIT)
+@pytest.mark.parametrize("seed", range(5))
+def test_K_never_exceeds_the_log_likelihood_of_gaussians(beta, mean, variance, seed):
+    """p(x⁰) is exactly normal, so E log p(x⁰) is known."""
+    p = Linear(len(beta) - 1, seed)
+    m, v = p.law_of_x0(Gaussian(beta))
+    log_likelihood = -0.5 * math.log(2 * math.pi * v) - ((mean - m) ** 2 + variance) / (2 * v)
+    assert exact_K(p, beta, mean, variance, evaluate) <= log_likelihood
+
+
+# The identity reversal and L_null
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.2])
+@pytest.mark.parametrize("T", [2, 3, 4])
+def test_identity_reversal_of_bits_from_pi_gives_L_null(rate, T):
+    """K − L_null = 0, averaged over all states."""
+    chain = Enumerated(keep_prior, T, rate)
+    bound, weight = enumerate_evaluate(keep_prior, chain, chain.prior)
+    null = chain.prior @ log_null(chain.q, STATES)
+    assert float((weight * bound.K).sum()) == pytest.approx(float(null), abs=1e-10)
+    assert float(null) == pytest.approx(float(chain.prior @ chain.prior.log()), abs=1e-12)
+
+
+@pytest.mark.parametrize("beta", BETAS, ids=len)
+@pytest.mark.parametrize(("mean", "variance"), UNIT)
+def test_identity_reversal_of_gaussians_gives_L_null(beta, mean, variance):
+    """For any data with E x² = 1; those from N(0, 1) then meet the exact log likelihood with equality."""
+    assert exact_K(keep_prior, beta, mean, variance, evaluate) == pytest.approx(
+        -0.5 * math.log(2 * math.pi * math.e), abs=1e-10
+    )
+
+
+@pytest.mark.parametrize(
+    ("q", "x0"),
+    [
+        (Gaussian(geometric(20, 1e-3, 0.99)), draws(50, 3, 2)),
+        (Binomial(erase_evenly(20), 0.2), (draws(50, 7) > 0).double()),
+        (Binomial(geometric(20, 1e-3, 0.99), 0.5), (draws(50, 7) > 0).double()),
+    ],
+)
+def test_identity_reversal_gives_L_null_along_every_trajectory(q, x0):
+    """Detailed balance telescopes: log p(x^{0…T}) − log q(x^{1…T}|x⁰) = log π(x⁰), whatever the data."""
+    K = along_trajectory(keep_prior, q, x0, Generator().manual_seed(0))
+    assert torch.allclose(K, log_null(q, x0), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("kernel", ["gaussian", "binomial"])
+def test_identity_reversal_on_samples_of_pi(kernel):
+    """K − L_null = 0 within 5 standard errors of 4000 draws."""
+    generator = Generator().manual_seed(4)
+    q = Gaussian(geometric(10, 0.01, 0.99)) if kernel == "gaussian" else Binomial(erase_evenly(10), 0.2)
+    like = torch.zeros(4000, 3).double()
+    x0 = q.prior(like).at(q.noise(like, generator))
+    gain, error = mean_and_error(evaluate(keep_prior, q, x0, generator).K - log_null(q, x0))
+    assert abs(gain) < 5 * error < 0.3
+
+
+def test_L_null_of_a_gaussian_dimension_of_variance_one():
+    x0 = real(-1, 1)[:, None]
+    null = float(in_bits(log_null(Gaussian(BETAS[0]), x0)).mean())
+    assert null == pytest.approx(-2.0471, abs=5e-5)
+    assert null == pytest.approx(-0.5 * math.log2(2 * math.pi * math.e), abs=1e-12)
+
+
+@pytest.mark.parametrize(("rate", "bits"), [(0.2, -14.43856), (0.5, -20.0)])
+def test_L_null_of_a_heartbeat(rate, bits):
+    null = in_bits(log_null(Binomial(erase_evenly(3), rate), heartbeat_sequences()))
+    assert null.tolist() == pytest.approx([bits] * 5, abs=5e-6)
+
+
+def test_edge_step_of_the_paper_s_heartbeat_costs_0_0439_bits():
+    """H_q(X¹|X⁰) at T = 2000; with β_T = 1 the other two entropies cancel."""
+    x0 = heartbeat_sequences()
+    bound = with_constants(torch.zeros(5).double(), Binomial(erase_evenly(2000), 0.2), x0)
+    assert in_bits(bound.entropy_1).tolist() == pytest.approx([0.0439] * 5, abs=5e-5)
+    assert torch.allclose(bound.entropy_T, bound.entropy_prior, atol=1e-12)
+    assert torch.allclose(bound.K, -bound.entropy_1, atol=1e-12)
+
+
+# Estimates
+
+
+class Bent:
+    """A reverse model that is nowhere near linear."""
+
+    def __init__(self, T):
+        self.T = T
+
+    def __call__(self, q, xt, t):
+        b = q.beta[t].to(xt.dtype).reshape(-1, *[1] * (xt.dim() - 1))
+        mean = xt * (1 - b).sqrt() + 0.5 * b.sqrt() * torch.tanh(2 * xt)
+        return Normal(mean, torch.sigmoid(b.logit() + 0.3 * torch.sin(xt)))
+
+
+def test_three_routes_to_K_agree_within_their_errors():
+    """`evaluate`, stratified `estimate` and `along_trajectory` on the same data, means within 5 standard errors."""
+    q, p, generator = Gaussian(geometric(8, 0.02, 0.97)), Bent(8), Generator().manual_seed(0)
+    x0 = draws(14_000, 2)
+    x0 = (x0 - x0.mean(0)) / x0.std(0, correction=0)
+    t = stratified_steps(len(x0), q.T, generator)[torch.randperm(len(x0), generator=generator)]
+    routes = [
+        mean_and_error(K)
+        for K in (
+            evaluate(p, q, x0, generator).K,
+            estimate(p, q, x0, t, q.noise(x0, generator)).K,
+            along_trajectory(p, q, x0, generator),
+        )
+    ]
+    for (a, error_a), (b, error_b) in itertools.combinations(routes, 2):
+        assert abs(a - b) < 5 * math.hypot(error_a, error_b) < 0.5
+
+
+def test_step_kl_draws_xt_by_frozen_noise_and_sums_over_all_but_the_batch():
+    q, p, x0, noise = Gaussian(geometric(8, 0.02, 0.97)), Bent(8), draws(5, 3, 2), draws(5, 3, 2, seed=2)
+    t = torch.tensor([2, 8, 5, 3, 2])
+    values = step_kl(p, q, x0, t, noise)
+    kept = (1 - q.beta).cumprod(0)[t].reshape(5, 1, 1)
+    xt = kept.sqrt() * x0 + (1 - kept).sqrt() * noise
+    naive = kl_divergence(q.posterior(xt, x0, t), p(q, xt, t)).sum((1, 2))
+    assert values.shape == (5,) and torch.allclose(values, naive, atol=1e-11)
+
+
+@pytest.mark.parametrize(("T", "times"), [(2, 3), (3, 1), (6, 4), (40, 2)])
+def test_stratified_steps_take_each_t_equally_often_when_the_batch_allows(T, times):
+    for seed in range(20):
+        t = stratified_steps(times * (T - 1), T, Generator().manual_seed(seed))
+        assert torch.bincount(t).tolist() == [0, 0, *[times] * (T - 1)]
+
+
+def test_stratified_steps_are_unbiased_for_any_batch():
+    """7 draws over t = 2…6: each t comes once or twice, and 7/5 times in the mean, within 5 standard errors."""
+    counts = torch.stack(
+        [torch.bincount(stratified_steps(7, 6, Generator().manual_seed(s)), minlength=7) for s in range(2000)]
+    )
+    assert set(counts[:, 2:].flatten().tolist()) == {1, 2} and not counts[:, :2].any()
+    error = math.sqrt(0.4 * 0.6 / 2000)
+    assert bool(((counts[:, 2:].double().mean(0) - 1.4).abs() < 5 * error).all())
+
+
+def test_stratified_steps_never_pass_T_by_rounding(monkeypatch):
+    monkeypatch.setattr(dpm.bound.torch, "rand", lambda *shape, **options: real(1 - 2**-53)[0])
+    assert int(stratified_steps(1000, 6, Generator()).max()) == 6
+
+
+# The gradient in β, Section 2.4.1
+
+
+@pytest.mark.parametrize("p", [Bent(6), keep_prior], ids=["bent", "identity"])
+def test_gradient_of_K_in_the_learned_rates_with_frozen_noise(p):
+    """Central differences in the log odds of β_2…T; β_1 has no gradient."""
+    schedule = Learned(geometric(6, 0.02, 0.95))
+    x0, noise, t = draws(30, 2), draws(30, 2, seed=2), torch.arange(30) % 5 + 2
+
+    def K():
+        return estimate(p, Gaussian(schedule()), x0, t, noise).K.mean()
+
+    [gradient] = torch.autograd.grad(K(), schedule.log_odds)
+    h, differences = 1e-5, []
+    for i in range(5):
+        values = []
+        for move in (h, -h):
+            with torch.no_grad():
+                schedule.log_odds[i] += move
+                values.append(float(K()))
+                schedule.log_odds[i] -= move
+        differences.append((values[0] - values[1]) / (2 * h))
+    assert gradient.tolist() == pytest.approx(differences, rel=1e-6, abs=1e-8)
+    assert float(gradient.abs().min()) > 1e-3
+
+
+def test_gradient_of_the_mean_of_K_is_the_mean_gradient():
+    """No term is lost to the frozen noise: averaged exactly, it is the derivative of (14) written out with moments."""
+    p, log_odds = Linear(6, 0), geometric(6, 0.02, 0.95)[2:].logit().requires_grad_()
+    head = geometric(6, 0.02, 0.95)[:2]
+
+    def rates(odds):
+        return torch.cat([head, torch.sigmoid(odds)])
+
+    z, mean = cubature(7), 0.0
+    x0, q = 0.7 + math.sqrt(0.2) * z[:, :1], Gaussian(rates(log_odds))
+    for t in range(2, 7):
+        mean = mean + estimate(p, q, x0, torch.full((14,), t), z[:, t : t + 1]).K.mean() / 5
+    [gradient] = torch.autograd.grad(mean, log_odds)
+    h, odds, differences = 1e-5, log_odds.detach(), []
+    for i in range(5):
+        move = h * torch.eye(5).double()[i]
+        ends = [naive_gaussian_K(p, rates(odds + s * move), 0.7, 0.2) for s in (1, -1)]
+        differences.append((ends[0] - ends[1]) / (2 * h))
+    assert gradient.tolist() == pytest.approx(differences, rel=1e-6, abs=1e-7)
+
+
+def test_evaluation_records_no_gradient_and_estimates_do():
+    schedule, x0 = Learned(geometric(6, 0.02, 0.95)), draws(4, 2)
+    q = Gaussian(schedule())
+    assert not evaluate(keep_prior, q, x0, Generator()).kl.requires_grad
+    assert not along_trajectory(keep_prior, q, x0, Generator()).requires_grad
+    assert estimate(keep_prior, q, x0, torch.full((4,), 2), x0).K.requires_grad
+
+
+# Small change
+
+
+def test_per_sample_sums_over_all_but_the_batch():
+    assert per_sample(torch.arange(12.0).reshape(2, 3, 2)).tolist() == [15.0, 51.0]
+
+
+def test_K_is_minus_kl_plus_three_entropies():
+    bound = Bound(kl=real(1, 2), entropy_T=real(10, 20), entropy_1=real(100, 200), entropy_prior=real(1000, 2000))
+    assert bound.K.tolist() == [-1091.0, -2182.0]
+
+
+def test_bits_means_and_errors():
+    values = draws(200)
+    mean, error = mean_and_error(values)
+    assert (mean, error) == pytest.approx((float(values.numpy().mean()), stats.sem(values.numpy())), rel=1e-12, abs=0)
+    assert float(in_bits(real(math.log(8)))) == pytest.approx(3, abs=1e-15)
+
+
+def test_evaluate_gives_each_sample_its_own_noise_and_repeats_with_its_seed():
+    q, p = Binomial(erase_evenly(9), 0.2), keep_prior
+    x0 = heartbeat(1, Generator().manual_seed(0)).expand(50, -1)
+    kl, again = (evaluate(p, q, x0, Generator().manual_seed(1)).kl for _ in range(2))
+    assert torch.equal(kl, again) and len(kl.unique()) > 25

@@ -1,0 +1,235 @@
+"""The reverse trajectory, Section 2.2: each reversal against its formula, and samples against the exact p(x⁰)."""
+
+import math
+
+import pytest
+import torch
+from torch import Generator, nn
+
+from dpm.datasets import heartbeat_sequences
+from dpm.forward import Binomial, Bits, Gaussian, Normal
+from dpm.optimum import Optimum
+from dpm.reverse import BinomialStep, Denoise, Diffusion, GaussianStep, edge, sample, trajectory
+from dpm.schedules import Fixed, Learned, erase_evenly, geometric
+
+
+def real(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def draws(*shape, seed=1):
+    return torch.randn(*shape, generator=Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def all_states(bits):
+    return torch.cartesian_prod(*[real(0, 1)] * bits).reshape(-1, bits)
+
+
+class Says(nn.Module):
+    """A network whose answer grows with x and t, so that every output can be written out."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.slope = nn.Parameter(torch.linspace(-1, 1, outputs))
+
+    def forward(self, x, t):
+        return self.slope * (1 + x.sum(1, keepdim=True)) + t[:, None] / 10
+
+
+class Scores:
+    """A reverse model of bits whose log odds are linear in x^t, with weights of their own for each t."""
+
+    def __init__(self, T, bits, seed):
+        self.weight, self.bias = draws(T + 1, bits, bits, seed=seed), draws(T + 1, bits, seed=seed + 1)
+        self.seen = []
+
+    def __call__(self, q, xt, t):
+        self.seen.append(set(t.tolist()))
+        return Bits(torch.einsum("bi,bij->bj", xt, self.weight[t]) + self.bias[t])
+
+
+class Linear:
+    """A linear-Gaussian reverse model, x^{t−1} ~ N(a_t x^t + b_t, v_t)."""
+
+    def __init__(self, T, seed):
+        self.a, self.b, self.v = 0.9 + 0.1 * draws(T + 1, seed=seed), draws(T + 1, seed=seed + 1) / 5, None
+        self.v = 0.1 + 0.2 * torch.rand(T + 1, generator=Generator().manual_seed(seed), dtype=torch.float64)
+
+    def __call__(self, q, xt, t):
+        a, b, v = (values[t][:, None] for values in (self.a, self.b, self.v))
+        return Normal(a * xt + b, v.expand_as(xt))
+
+
+def replay(q, noises):
+    """The chain with the noise of its draws written down beforehand."""
+    left = iter(noises)
+    q.noise = lambda x, generator: next(left)
+    return q
+
+
+# The forms of p(x^{t−1}|x^t)
+
+
+def test_gaussian_step_is_equation_64_and_an_unbounded_mean():
+    q, xt = Gaussian(geometric(5, 0.01, 0.9)), draws(6, 2)
+    network, t = Says(4), torch.tensor([2, 3, 4, 5, 2, 5])
+    with torch.no_grad():
+        law = GaussianStep(network)(q, xt, t)
+    for i, s in enumerate(t.tolist()):
+        b, z = float(q.beta[s]), network(xt[i : i + 1].float(), t[i : i + 1])[0].tolist()
+        for j in range(2):
+            assert float(law.mean[i, j]) == pytest.approx(
+                float(xt[i, j]) * math.sqrt(1 - b) + z[j] * math.sqrt(b), abs=1e-12
+            )
+            odds = math.exp(z[2 + j]) * b / (1 - b)
+            assert float(law.variance[i, j]) == pytest.approx(odds / (1 + odds), rel=1e-10, abs=0)
+    assert law.mean.dtype == law.variance.dtype == torch.float64
+
+
+def test_gaussian_step_starts_at_the_forward_kernel():
+    q, xt, t = Gaussian(geometric(5, 0.01, 0.9)), draws(4, 2), torch.tensor([2, 3, 4, 5])
+    network = Says(4)
+    network.forward = lambda x, t: torch.zeros(len(x), 4)
+    law, kernel = GaussianStep(network)(q, xt, t), q.step(xt, t)
+    assert torch.allclose(law.mean, kernel.mean, atol=1e-14) and torch.allclose(law.variance, kernel.variance)
+
+
+def test_binomial_step_is_a_sigmoid_of_the_network():
+    q, xt, t = Binomial(erase_evenly(5), 0.2), all_states(2), torch.tensor([2, 3, 4, 5])
+    network = Says(2)
+    law = BinomialStep(network)(q, xt, t)
+    assert law.probs.dtype == torch.float64
+    assert torch.allclose(law.probs, 1 / (1 + torch.exp(-network(xt.float(), t).double())), atol=1e-15)
+
+
+def test_denoise_averages_over_what_the_denoiser_says():
+    q, xt, t = Gaussian(geometric(5, 0.01, 0.9)), draws(4, 2), torch.tensor([2, 3, 4, 5])
+
+    class Guess(nn.Module):
+        def forward(self, q, xt, t):
+            return xt / 2 + t[:, None], xt.square()
+
+    law = Denoise(Guess())(q, xt, t)
+    low, high = (q.posterior(xt, xt / 2 + t[:, None] + s * xt, t) for s in (-1, 1))  # two places of that mean, variance
+    mean = (low.mean + high.mean) / 2
+    assert torch.allclose(law.mean, mean, atol=1e-12)
+    assert torch.allclose(law.variance, low.variance + (high.mean - mean).square(), atol=1e-12)
+
+
+def test_diffusion_builds_the_chain_at_the_present_rates():
+    model = Diffusion(Learned(geometric(5, 0.01, 0.9)), Gaussian, GaussianStep(Says(4)))
+    assert isinstance(model.q(), Gaussian) and model.q().T == 5
+    before = model.q().beta.detach().clone()
+    with torch.no_grad():
+        model.schedule.log_odds += 1
+    assert torch.equal(model.q().beta[:2], before[:2]) and bool((model.q().beta[2:] > before[2:]).all())
+    other = Diffusion(Learned(geometric(5, 0.02, 0.8)), Gaussian, GaussianStep(Says(4)))
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.q().beta, model.q().beta)
+    assert {name.split(".")[0] for name in model.state_dict()} == {"schedule", "p"}
+    assert list(Diffusion(Fixed(erase_evenly(3)), Binomial, nn.Identity()).parameters()) == []
+
+
+# The edge step
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.2])
+def test_edge_step_of_bits_is_equation_44(rate):
+    """q(x¹|x⁰) π(x⁰)/π(x¹), which is already normalised over x⁰."""
+    q, both = Binomial(erase_evenly(4), rate), real(0, 1)[:, None]
+    one = torch.ones(2, dtype=torch.long)
+    prior = q.prior(both).log_prob(both).exp()
+    for x1 in (0.0, 1.0):
+        weight = q.step(both, one).log_prob(torch.full_like(both, x1)).exp() * prior
+        assert float(weight.sum()) == pytest.approx(rate if x1 else 1 - rate, abs=1e-14)
+        assert float(edge(q, real(x1)[:, None]).probs) == pytest.approx(float(weight[1] / weight.sum()), abs=1e-14)
+
+
+def test_edge_step_of_gaussians_is_equation_44():
+    q, x0, x1 = Gaussian(geometric(4, 0.03, 0.9)), draws(7, 2), draws(7, 2, seed=2)
+    naive = q.step(x0, torch.ones(7).long()).log_prob(x1) + q.prior(x0).log_prob(x0) - q.prior(x1).log_prob(x1)
+    assert torch.allclose(edge(q, x1).log_prob(x0), naive, atol=1e-10, rtol=0)
+
+
+# Ancestral sampling, equations (4) and (5)
+
+
+@pytest.mark.parametrize("T", [1, 2, 5])
+def test_trajectory_goes_from_T_to_0_by_prior_model_and_edge(T):
+    """Replayed with noise written down: x^T from π, then p for t = T…2, then T_π(x⁰|x¹; β_1)."""
+    q, p, noises = Gaussian(geometric(T, 0.05, 0.9) if T > 1 else real(0, 0.3)), Linear(T, seed=3), draws(T + 1, 6, 2)
+    path = list(trajectory(p, replay(q, noises), torch.zeros(6, 2).double(), Generator()))
+    assert [t for t, _ in path] == list(range(T, -1, -1))
+    x = noises[0]
+    assert torch.equal(path[0][1], x)
+    for (_, after), t, noise in zip(path[1:], range(T, 0, -1), noises[1:], strict=True):
+        b = float(q.beta[1])
+        x = p.a[t] * x + p.b[t] + p.v[t].sqrt() * noise if t > 1 else math.sqrt(1 - b) * x + math.sqrt(b) * noise
+        assert torch.allclose(after, x, atol=1e-13, rtol=0)
+
+
+@pytest.mark.parametrize("T", [1, 2, 4])
+def test_the_model_is_asked_for_t_from_T_to_2_only(T):
+    p = Scores(T, 2, seed=0)
+    sample(p, Binomial(erase_evenly(T), 0.2), torch.zeros(3, 2).double(), Generator().manual_seed(0))
+    assert p.seen == [{t} for t in range(T, 1, -1)]
+
+
+def test_sample_is_the_end_of_a_trajectory_and_repeats_with_its_seed():
+    q, p, like = Binomial(erase_evenly(4), 0.2), Scores(4, 3, seed=5), torch.zeros(50, 3).double()
+    *_, (t, end) = trajectory(p, q, like, Generator().manual_seed(1))
+    assert t == 0 and end.dtype == torch.float64
+    assert torch.equal(sample(p, q, like, Generator().manual_seed(1)), end)
+    assert not torch.equal(sample(p, q, like, Generator().manual_seed(2)), end)
+
+
+def test_sampling_records_no_gradient():
+    model = Diffusion(Learned(geometric(3, 0.01, 0.9)), Gaussian, GaussianStep(Says(4)))
+    path = trajectory(model.p, model.q(), torch.zeros(2, 2).double(), Generator().manual_seed(0))
+    assert not any(x.requires_grad for _, x in path)
+
+
+@pytest.mark.parametrize(("rate", "seed"), [(0.5, 0), (0.2, 10), (0.2, 20)])
+def test_samples_of_bits_have_the_probabilities_of_their_chain(rate, seed):
+    """p(x⁰), equation (6), by summing over all trajectories of 2 bits; counts within 5 standard errors."""
+    T, n, states = 3, 40_000, all_states(2)
+    q, p = Binomial(erase_evenly(T), rate), Scores(T, 2, seed)
+    probability = q.prior(states).log_prob(states).sum(1).exp()
+    for t in range(T, 0, -1):
+        steps = torch.full((4,), t)
+        law = p(q, states, steps) if t > 1 else q.step(states, steps)
+        probability = probability @ law.log_prob(states[:, None]).sum(-1).exp().T
+    assert float(probability.sum()) == pytest.approx(1, abs=1e-12)
+    x0 = sample(p, q, torch.zeros(n, 2).double(), Generator().manual_seed(seed))
+    share = torch.bincount((x0 @ real(2, 1)).long(), minlength=4) / n
+    errors = (probability * (1 - probability) / n).sqrt()
+    assert bool(((share - probability).abs() < 5 * errors).all())
+    assert float((probability - probability.mean()).abs().max()) > 0.1  # the model is far from uniform
+
+
+def test_samples_of_a_linear_gaussian_chain_have_its_moments():
+    """Mean and variance of p(x⁰) composed step by step; 5 standard errors of n samples."""
+    T, n = 5, 40_000
+    q, p = Gaussian(geometric(T, 0.05, 0.9)), Linear(T, seed=7)
+    mean, variance = 0.0, 1.0
+    for t in range(T, 1, -1):
+        a, b, v = float(p.a[t]), float(p.b[t]), float(p.v[t])
+        mean, variance = a * mean + b, a**2 * variance + v
+    keep = 1 - float(q.beta[1])
+    mean, variance = math.sqrt(keep) * mean, keep * variance + 1 - keep
+    x0 = sample(p, q, torch.zeros(n, 1).double(), Generator().manual_seed(7))
+    assert float(x0.mean()) == pytest.approx(mean, abs=5 * math.sqrt(variance / n))
+    assert float(x0.var()) == pytest.approx(variance, abs=5 * variance * math.sqrt(2 / n))
+
+
+def test_the_optimum_samples_heartbeats():
+    """T = 50: what is left to fail is the edge step, which flips 0.128 bits a sequence, and the factored kernel."""
+    points, n = heartbeat_sequences(), 2_000
+    q, p = Binomial(erase_evenly(50), 0.2), Optimum(points)
+    path = dict(trajectory(p, q, torch.zeros(n, 20).double(), Generator().manual_seed(0)))
+    valid = p.log_probability(path[0]).isfinite()
+    edge_right = (1 - 0.8 / 50) ** 4 * (1 - 0.2 / 50) ** 16
+    assert edge_right - 0.1 < float(valid.double().mean()) < edge_right + 0.03
+    counts = (path[0][valid][:, None] == points).all(-1).sum(0)
+    assert bool(((counts / counts.sum() - 0.2).abs() < 5 * math.sqrt(0.16 / int(counts.sum()))).all())
+    assert float(p.log_probability(path[50]).isfinite().double().mean()) < 0.01  # it began as noise

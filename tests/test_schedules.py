@@ -1,0 +1,112 @@
+"""Diffusion rates, Section 2.4.1: signal shares by products written out, one factor a step."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Generator
+
+from dpm.schedules import Fixed, Learned, erase_evenly, from_alpha_bar, geometric, log_alpha_bar
+
+
+def signal_shares(beta):
+    """ᾱ_0…T as the running product of 1−β_s, in plain Python."""
+    shares, kept = [], 1.0
+    for rate in beta.tolist():
+        kept *= 1 - rate
+        shares.append(kept)
+    return shares
+
+
+def random_rates(T, seed=0, low=0.01, high=0.6):
+    rates = low + (high - low) * torch.rand(T, generator=Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.cat([torch.zeros(1, dtype=torch.float64), rates])
+
+
+@pytest.mark.parametrize("T", [1, 2, 3, 10, 2000])
+def test_erase_evenly_erases_the_same_share_of_the_first_signal_each_step(T):
+    beta = erase_evenly(T)
+    assert beta.shape == (T + 1,) and beta.dtype == torch.float64
+    assert beta[0] == 0 and beta[T] == 1
+    assert signal_shares(beta) == pytest.approx([1 - t / T for t in range(T + 1)], abs=1e-12)
+    assert float(beta[1]) == pytest.approx(1 / T, rel=1e-15, abs=0)
+
+
+@pytest.mark.parametrize(("T", "first", "last"), [(2, 1e-4, 0.5), (10, 1e-6, 0.9), (40, 1e-4, 0.995)])
+def test_geometric_has_noise_odds_that_grow_by_one_factor(T, first, last):
+    beta = geometric(T, first, last)
+    assert beta.shape == (T + 1,) and beta.dtype == torch.float64 and beta[0] == 0
+    shares = signal_shares(beta)[1:]
+    odds = [(1 - share) / share for share in shares]
+    factor = (last / (1 - last) / (first / (1 - first))) ** (1 / (T - 1))
+    assert [after / before for before, after in itertools.pairwise(odds)] == pytest.approx(
+        [factor] * (T - 1),
+        rel=1e-8,
+        abs=0,  # 1 − ᾱ_1 = 1e-6 keeps ten digits
+    )
+    assert float(beta[1]) == pytest.approx(first, rel=1e-9, abs=0)
+    assert 1 - shares[-1] == pytest.approx(last, rel=1e-12, abs=0)
+    assert bool(((beta[1:] > 0) & (beta[1:] < 1)).all())
+
+
+@pytest.mark.parametrize("T", [1, 2, 7, 40])
+def test_from_alpha_bar_undoes_the_product(T):
+    beta = random_rates(T, seed=T)
+    assert torch.allclose(from_alpha_bar((1 - beta).cumprod(0)[1:]), beta, atol=1e-14, rtol=1e-12)
+
+
+@pytest.mark.parametrize("T", [1, 4, 40])
+def test_log_alpha_bar_is_the_log_of_the_product(T):
+    beta = random_rates(T, seed=T)
+    logs = log_alpha_bar(beta)
+    assert logs.shape == (T + 1,) and logs[0] == 0
+    assert logs.tolist() == pytest.approx([math.log(share) for share in signal_shares(beta)], abs=1e-13)
+
+
+def test_log_alpha_bar_is_minus_infinity_where_everything_is_erased():
+    logs = log_alpha_bar(erase_evenly(5))
+    assert logs[5] == -math.inf and bool(logs[:5].isfinite().all())
+
+
+def test_log_alpha_bar_keeps_the_digits_of_tiny_rates():
+    beta = torch.tensor([0, 1e-14, 3e-14, 5e-13], dtype=torch.float64)
+    assert log_alpha_bar(beta).tolist() == pytest.approx([0, -1e-14, -4e-14, -5.4e-13], rel=1e-12, abs=0)
+
+
+def test_fixed_returns_its_rates_stores_them_and_trains_nothing():
+    beta = random_rates(6)
+    schedule = Fixed(beta)
+    assert torch.equal(schedule(), beta)
+    assert list(schedule.parameters()) == []
+    other = Fixed(torch.zeros_like(beta))
+    other.load_state_dict(schedule.state_dict())
+    assert torch.equal(other(), beta)
+
+
+def test_learned_starts_at_its_rates_and_frees_only_beta_2_to_T():
+    """Section 2.4.1: β_1 fixed against overfitting, β_{2…T} learned."""
+    T, beta = 12, geometric(12, 1e-4, 0.99)
+    schedule = Learned(beta)
+    assert torch.allclose(schedule(), beta, rtol=1e-12, atol=0)
+    assert torch.equal(schedule()[:2], beta[:2])
+    [free] = schedule.parameters()
+    assert free.shape == (T - 1,)
+    jacobian = torch.stack([torch.autograd.grad(rate, free, retain_graph=True)[0] for rate in schedule()[2:]])
+    assert torch.allclose(jacobian, torch.diag(beta[2:] * (1 - beta[2:])), rtol=1e-12, atol=0)
+    other = Learned(random_rates(T))
+    other.load_state_dict(schedule.state_dict())
+    assert torch.equal(other(), schedule())
+
+
+@pytest.mark.parametrize("size", [-30.0, -3.0, 3.0, 30.0])
+def test_learned_rates_stay_between_0_and_1_and_leave_beta_1_alone(size):
+    beta = geometric(8, 1e-4, 0.99)
+    schedule = Learned(beta)
+    with torch.no_grad():
+        schedule.log_odds.add_(size)
+    moved = schedule()
+    assert torch.equal(moved[:2], beta[:2])
+    assert bool(((moved[2:] > 0) & (moved[2:] < 1)).all())
+    odds = (moved / (1 - moved) / (beta / (1 - beta)))[2:]
+    assert odds.tolist() == pytest.approx([math.exp(size)] * 7, rel=1e-2, abs=0)  # 1 − β near 1e-13 has few digits left
