@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Generator
@@ -40,6 +41,7 @@ def show(result: dict, as_json: bool) -> None:
 
 
 def list_experiments(args: argparse.Namespace) -> None:
+    """`dpm list`: the rows of Table 1 that are here, and whether their weights are shipped."""
     rows: list[dict] = [
         {"experiment": experiment.name, "setting": setting, "unit": experiment.unit}
         | {"paper": experiment.paper, "shipped": weights_path(experiment.name, setting).exists()}
@@ -59,6 +61,7 @@ def list_experiments(args: argparse.Namespace) -> None:
 
 
 def train_experiment(args: argparse.Namespace) -> None:
+    """`dpm train`: climb K, equation (15), then report what the written weights reach."""
     experiment, setting = choose(args.name, args.setting)
     steps = setting.steps if args.steps is None else args.steps
     if steps < 1:
@@ -104,7 +107,7 @@ def half(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def refuse_unfinished(checkpoint: Path) -> None:
     """UserError when a new run would overwrite one that was killed before its end."""
     _, about = read_tensors(checkpoint)
-    if int(about["step"]) < int(about["steps"]):
+    if int(about.get("step", 0)) < int(about.get("steps", 0)):
         raise UserError(
             f"{checkpoint} is an unfinished run (step {about['step']} of {about['steps']}); "
             "--resume continues it, --out starts elsewhere"
@@ -112,6 +115,7 @@ def refuse_unfinished(checkpoint: Path) -> None:
 
 
 def evaluate_experiment(args: argparse.Namespace) -> None:
+    """`dpm evaluate`: a row of Table 1, measured."""
     experiment, _ = choose(args.name, args.setting)
     device = choose_device(args.device)
     model = load(args.name, args.setting, args.checkpoint, device)
@@ -120,6 +124,7 @@ def evaluate_experiment(args: argparse.Namespace) -> None:
 
 
 def optimum(args: argparse.Namespace) -> None:
+    """`dpm optimum`: K*, the most any network can reach with the untrained chain of T steps."""
     experiment, _ = choose(args.name, "paper")
     T = experiment.T if args.T is None else args.T
     if T < 2:
@@ -140,6 +145,7 @@ def optimum(args: argparse.Namespace) -> None:
 
 
 def sample_experiment(args: argparse.Namespace) -> None:
+    """`dpm sample`: draws of p(x⁰), and the share of them that the data could have been."""
     experiment, _ = choose(args.name, args.setting)
     if args.n < 1:
         raise UserError(f"-n {args.n} draws nothing; give 1 or more")
@@ -155,13 +161,19 @@ def sample_experiment(args: argparse.Namespace) -> None:
     show(result | {"possible_share": float(log_q.isfinite().double().mean())}, args.json)
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        prog="dpm", description="Train and check the experiments of the diffusion paper (2015)."
-    )
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as every other mistake is said."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+def parser() -> Parser:
+    """The words of the command line."""
+    top = Parser(prog="dpm", description="Train and check the experiments of the diffusion paper (2015).")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run, about: str, *options: str) -> argparse.ArgumentParser:
+    def command(name: str, run, about: str) -> argparse.ArgumentParser:
         one = commands.add_parser(name, help=about, description=about)
         one.set_defaults(run=run)
         one.add_argument("--json", action="store_true", help="print one JSON object")
@@ -189,12 +201,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    args = parser().parse_args()
+    """Run one command; a mistake of the user's is one line on stderr and exit status 2."""
     try:
+        args = parser().parse_args()
         args.run(args)
     except UserError as error:
         print(f"dpm: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("dpm: stopped; a run that was training goes on with --resume", file=sys.stderr)
+        return 130
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 from torch.distributions import kl_divergence
 
-from dpm.forward import Chain
+from dpm.forward import Chain, everywhere
 from dpm.reverse import Reverse, edge
 
 
@@ -27,7 +27,7 @@ class Bound:
 
     @property
     def K(self) -> Tensor:
-        return -self.kl + self.entropy_T - self.entropy_1 - self.entropy_prior
+        return self.entropy_T - self.entropy_1 - self.entropy_prior - self.kl
 
 
 def step_kl(p: Reverse, q: Chain, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -45,13 +45,7 @@ def stratified_steps(batch: int, T: int, generator: Generator) -> Tensor:
 
 def with_constants(kl: Tensor, q: Chain, x0: Tensor) -> Bound:
     """The parts of (14), given its KL sum: the three entropies are analytic, and counted once."""
-    first = torch.ones(len(x0), dtype=torch.long, device=x0.device)
-    return Bound(
-        kl=kl,
-        entropy_T=per_sample(q.marginal(x0, q.T * first).entropy()),
-        entropy_1=per_sample(q.marginal(x0, first).entropy()),
-        entropy_prior=per_sample(q.prior(x0).entropy()),
-    )
+    return Bound(kl, *q.entropies(x0))
 
 
 def estimate(p: Reverse, q: Chain, x0: Tensor, t: Tensor, noise: Tensor) -> Bound:
@@ -64,7 +58,7 @@ def evaluate(p: Reverse, q: Chain, x0: Tensor, generator: Generator) -> Bound:
     """(14) with every t for every sample, each with its own draw of x^t."""
     kl = torch.zeros(len(x0), dtype=x0.dtype, device=x0.device)
     for t in range(2, q.T + 1):
-        kl += step_kl(p, q, x0, torch.full((len(x0),), t, device=x0.device), q.noise(x0, generator))
+        kl += step_kl(p, q, x0, everywhere(t, x0), q.noise(x0, generator))
     return with_constants(kl, q, x0)
 
 
@@ -76,7 +70,7 @@ def along_trajectory(p: Reverse, q: Chain, x0: Tensor, generator: Generator) -> 
     """
     K, before = torch.zeros(len(x0), dtype=x0.dtype, device=x0.device), x0
     for t in range(1, q.T + 1):
-        steps = torch.full((len(x0),), t, device=x0.device)
+        steps = everywhere(t, x0)
         forward = q.step(before, steps)
         xt = forward.at(q.noise(x0, generator))
         backward = edge(q, xt) if t == 1 else p(q, xt, steps)

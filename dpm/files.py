@@ -41,7 +41,7 @@ def write_json(path: Path, content: object) -> None:
 def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
     """Write a safetensors file whose header carries `about`."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write(path, save(whole, metadata=about))
+    write(path, save(whole, metadata={"about": json.dumps(about)}))  # one entry: the header keeps no order of several
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -52,7 +52,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+            about = json.loads((file.metadata() or {}).get("about", "{}"))
+            return {name: file.get_tensor(name) for name in names}, about
     except FileNotFoundError:
         raise UserError(f"no checkpoint at {path}; `dpm train` makes one, --checkpoint names another") from None
     except (SafetensorError, OSError) as error:

@@ -141,7 +141,7 @@ class GaussianDenoiser(nn.Module):
         signal, noise = at_time(q.alpha_bar, t, xt), at_time(q.noise_level, t, xt)
         x, level = xt.float(), (signal / noise).log().float() / 4
         waves = [wave(1.5 * 2**k * x) for k in range(self.octaves) for wave in (torch.sin, torch.cos)]
-        shift, spread = self.mlp(torch.cat([x, level, *waves], dim=1)).to(xt.dtype).chunk(2, dim=1)
+        shift, spread = self.mlp(torch.cat([x, level.expand(len(x), 1), *waves], dim=1)).to(xt.dtype).chunk(2, dim=1)
         return signal.sqrt() * xt + noise.sqrt() * shift, noise * spread.exp()
 
 
@@ -159,6 +159,6 @@ class BinomialDenoiser(nn.Module):
     def forward(self, q: Binomial, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         evidence = q.evidence(xt, t)
         level = at_time(q.alpha_bar, t, xt)
-        others = self.mlp(torch.cat([evidence / 4, level], dim=1).float()).to(xt.dtype)
+        others = self.mlp(torch.cat([evidence / 4, level.expand(len(xt), 1)], dim=1).float()).to(xt.dtype)
         mean = torch.sigmoid(q.prior(xt).logits + evidence + others)
         return mean, mean * (1 - mean)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Generator, Tensor, nn
 
-from dpm.forward import Bits, Chain, Law, Normal, at_time
+from dpm.forward import Bits, Chain, Law, Normal, at_time, everywhere
 
 Reverse = Callable[..., Law]  # (q, xt, t)
 
@@ -69,7 +69,7 @@ class Diffusion(nn.Module):
 
 def edge(q: Chain, x1: Tensor) -> Law:
     """p(x⁰|x¹) = q(x¹|x⁰) π(x⁰)/π(x¹) = T_π(x⁰|x¹; β_1), equation (44)."""
-    return q.step(x1, torch.ones(len(x1), dtype=torch.long, device=x1.device))
+    return q.step(x1, everywhere(1, x1))
 
 
 @torch.no_grad()
@@ -80,7 +80,7 @@ def trajectory(p: Reverse, q: Chain, like: Tensor, generator: Generator) -> Iter
         x = law.at(q.noise(like, generator))
         yield t, x
         if t > 1:
-            law = p(q, x, torch.full((len(x),), t, device=x.device))
+            law = p(q, x, everywhere(t, x))
         elif t == 1:
             law = edge(q, x)
 

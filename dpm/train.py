@@ -11,17 +11,19 @@ import torch
 import torch.distributed
 from torch import Generator, Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from dpm.bound import estimate, stratified_steps
 from dpm.files import UserError, load_into, read_tensors, take, write_tensors
 from dpm.reverse import Diffusion
 
 Draw = Callable[[int, Generator], Tensor]
+Weights = tuple[Tensor, ...] | list[Tensor]
 
 RECORD_STEPS = 50  # between two records
 CHECKPOINT_SECONDS = 20  # between two checkpoints: what a killed run can lose
 WARM_UP = 100  # steps
+AVERAGE_STEPS = 10  # between two looks of the averaged weights at the present ones
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,16 @@ class Objective(nn.Module):
     def __init__(self, model: Diffusion):
         super().__init__()
         self.model = model
+        self.fixed = None if list(model.schedule.parameters()) else model.q()  # tables that no step changes
 
     def forward(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        return -estimate(self.model.p, self.model.q(), x0, t, noise).K.mean()
+        return -estimate(self.model.p, self.fixed or self.model.q(), x0, t, noise).K.mean()
+
+
+@torch.no_grad()
+def follow(average: Weights, present: Weights, count: Tensor | int) -> None:
+    """Move averaged weights to the present ones: by 1 part in 100, by more as long as few have been averaged."""
+    torch._foreach_lerp_(average, present, max(0.01, 9 / (10 + float(count))))
 
 
 class Run:
@@ -48,7 +57,7 @@ class Run:
 
     def __init__(self, model: Diffusion, device: torch.device, seed: int, about: dict[str, str]):
         self.model, self.about, self.step = model.to(device), about, 0
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999))
+        self.average = AveragedModel(model, multi_avg_fn=follow)
         self.optimiser = torch.optim.Adam(model.parameters(), betas=(0.9, 0.99), fused=True)
         self.generator = Generator(device).manual_seed(seed)
 
@@ -89,8 +98,8 @@ def train(
     if size > 1:
         objective = DistributedDataParallel(objective, broadcast_buffers=False)
     saved, losses = time.monotonic(), []
+    q = run.model.q()  # for its length and its noise, which training leaves alone
     while run.step < steps:
-        q = run.model.q()
         x0 = draw(batch, run.generator).float()
         t = stratified_steps(batch, q.T, run.generator)
         noise = q.noise(x0, run.generator)
@@ -100,9 +109,10 @@ def train(
             group["lr"] = rate * min(1, (run.step + 1) / WARM_UP) * (1 + math.cos(math.pi * run.step / steps)) / 2
         run.optimiser.step()
         run.optimiser.zero_grad()
-        run.average.update_parameters(run.model)
         losses.append(loss.detach())
         run.step += 1
+        if run.step % AVERAGE_STEPS == 0 or run.step == steps:
+            run.average.update_parameters(run.model)
         if run.step % RECORD_STEPS == 0 or run.step == steps:
             values = torch.stack(losses).tolist()
             check_finite(values, run)
