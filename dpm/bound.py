@@ -66,7 +66,8 @@ def evaluate(p: Reverse, q: Chain, x0: Tensor, generator: Generator) -> Bound:
 def along_trajectory(p: Reverse, q: Chain, x0: Tensor, generator: Generator) -> Tensor:
     """K from whole trajectories, equations (37)-(39): log p(x^T) + Σ_t log p(x^{t−1}|x^t)/q(x^t|x^{t−1}), [B] nats.
 
-    Unbiased for K whatever the data's variance, and noisy; the reverse step at t = 1 is the edge step (44).
+    Unbiased for K whatever the data's variance, and noisy; the reverse step at t = 1 is the edge step (44). It is also
+    the log weight of one trajectory in (9), and minus it the trajectory's work.
     """
     K, before = torch.zeros(len(x0), dtype=x0.dtype, device=x0.device), x0
     for t in range(1, q.T + 1):
@@ -77,6 +78,43 @@ def along_trajectory(p: Reverse, q: Chain, x0: Tensor, generator: Generator) -> 
         K += per_sample(backward.log_prob(before) - forward.log_prob(xt))
         before = xt
     return K + per_sample(q.prior(before).log_prob(before))
+
+
+@dataclass(frozen=True)
+class Importance:
+    """log p(x⁰) by equation (9), each field [B]: K for one trajectory, L for infinitely many."""
+
+    log_p: Tensor  # log of the mean weight, nats; its own mean is at most log p(x⁰)
+    error: Tensor  # standard error of log_p by the delta method, nats; nan for one trajectory
+    size: Tensor  # effective sample size (Σw)²/Σw², from 1 to S
+
+
+def log_weights(p: Reverse, q: Chain, x0: Tensor, S: int, generator: Generator) -> Tensor:
+    """log of the weights p(x^{0…T})/q(x^{1…T}|x⁰) of (9), S forward trajectories for each sample: [S, B] nats."""
+    return along_trajectory(p, q, x0.expand(S, *x0.shape).flatten(0, 1), generator).reshape(S, len(x0))
+
+
+def importance(log_weight: Tensor) -> Importance:
+    """The estimate (9) of log p(x⁰), annealed importance sampling, from log weights [S, B]."""
+    S = len(log_weight)
+    log_p = log_weight.logsumexp(0) - math.log(S)
+    spread = ((log_weight - log_p).exp() - 1).square().mean(0)  # of the weights, divided by their mean
+    return Importance(log_p, error=(spread / (S - 1)).sqrt(), size=S / (1 + spread))
+
+
+def correction(q: Chain, x0: Tensor) -> Tensor:
+    """K of (37)-(39) less K of (14), [B] nats: the cross entropies to π that (43) and (46) take as constant. Ours.
+
+    Its mean is zero for Gaussian data of mean square 1 and for bits of the prior's mean activity.
+    """
+    prior, first = q.prior(x0), everywhere(1, x0)
+
+    def cross_entropy(t: Tensor) -> Tensor:
+        law = q.marginal(x0, t)
+        return law.entropy() + kl_divergence(law, prior)
+
+    end = prior.entropy() - cross_entropy(everywhere(q.T, x0))
+    return per_sample(end + prior.log_prob(x0) + cross_entropy(first))
 
 
 def log_null(q: Chain, x0: Tensor) -> Tensor:

@@ -65,9 +65,9 @@ class Bits(TorchBernoulli):
         return torch.where(value > 0.5, *self.logs())
 
     def entropy(self) -> Tensor:
-        """H of each bit in nats, likewise."""
+        """H of each bit in nats, likewise; that of a certain bit is 0."""
         on, off = self.logs()
-        return -(self.probs * on + self.off * off)
+        return torch.where(self.probs * self.off > 0, -(self.probs * on + self.off * off), 0.0)
 
     def at(self, noise: Tensor) -> Tensor:
         """The draw that this uniform noise makes."""

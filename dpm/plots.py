@@ -134,6 +134,20 @@ def curves(x: Sequence[float] | Tensor, lines: dict[str, Tensor], xlabel: str, y
     return figure
 
 
+def histograms(samples: dict[str, Tensor], xlabel: str, mark: float) -> Figure:
+    """Log densities of several samples [n] over the same bins, named in a legend; a dotted line at `mark`."""
+    figure = Picture(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    bins = np.histogram_bin_edges(np.concatenate([values.numpy() for values in samples.values()]), 60)
+    for name, values in samples.items():
+        axes.hist(values.numpy(), bins.tolist(), density=True, histtype="step", log=True, lw=1.5, label=name)
+    axes.axvline(mark, color="black", ls=":")
+    axes.set(xlabel=xlabel, ylabel="density")
+    axes.legend()
+    seaborn.despine(figure)
+    return figure
+
+
 def dissolving(frames: Sequence[Tensor], label: Callable[[int], str], colour=BLUE) -> list[Figure]:
     """One picture a time step of points [n, 2]: a complex distribution dissolving into a simple one."""
     figures = []
@@ -154,6 +168,43 @@ def bit_frames(frames: Sequence[Tensor], titles: Sequence[str]) -> list[Figure]:
         axes[0, 0].set_ylabel("sequence")
         figures.append(figure)
     return figures
+
+
+def between(panels: dict[str, tuple[Tensor, Tensor, Tensor]]) -> Figure:
+    """A column for each title: a lower bound, an exact value and an upper bound in nats over t = 1…T, each [T].
+
+    Above as they are, below less the lower bound.
+    """
+    figure = Picture(figsize=(4 * len(panels), 6), layout="constrained")
+    axes = figure.subplots(2, len(panels), sharex="col", squeeze=False)
+    for column, (title, (low, value, high)) in zip(axes.T, panels.items(), strict=True):
+        t = np.arange(1, len(value) + 1)
+        for axis, base in zip(column, (0 * value, low), strict=True):
+            axis.fill_between(t, low - base, high - base, color=BLUE, alpha=0.25, label="between the bounds")
+            axis.plot(t, value - base, color=ORANGE, label="exact")
+        column[0].set(title=title)
+        column[1].set(xlabel="step t")
+    axes[0, 0].set(ylabel="entropy of a step (nats)")
+    axes[1, 0].set(ylabel="above the lower bound (nats)")
+    axes[0, 0].legend(loc="upper left")
+    seaborn.despine(figure)
+    return figure
+
+
+def posteriors(curve: Tensor, clouds: Sequence[Tensor], titles: Sequence[str], y: tuple[float, float | None]) -> Figure:
+    """Samples [n, 2] of posteriors on the roll, over its whole curve [m, 2]; a cross where y was seen, or a line where
+    only its first coordinate is known."""
+    figure, axes = panels(1, len(clouds), size=3.2, sharey=True)
+    for axis, x, title in zip(axes[0], clouds, titles, strict=True):
+        axis.plot(curve[:, 0], curve[:, 1], color="lightgrey", lw=1)
+        scatter(axis, x, title, ORANGE, reach=2.6)
+        if y[1] is None:
+            axis.axvline(y[0], color="black", ls=":")
+        else:
+            axis.plot(*y, "x", color="black", ms=9, mew=2)
+        axis.set_xlabel("$x_1$")
+    axes[0, 0].set_ylabel("$x_2$")
+    return figure
 
 
 def png(figure: Figure, colours: int | None = None) -> bytes:

@@ -7,7 +7,19 @@ import pytest
 
 import dpm
 
-ORDER = ["files", "schedules", "forward", "networks", "reverse", "bound", "optimum", "train", "datasets", "experiments"]
+ORDER = [
+    "files",
+    "schedules",
+    "forward",
+    "networks",
+    "reverse",
+    "bound",
+    "entropy",
+    "optimum",
+    "train",
+    "datasets",
+    "experiments",
+]
 ORDER += ["plots", "__main__"]
 PACKAGE = Path(dpm.__file__).parent
 DRAWING = {"matplotlib", "seaborn"}
