@@ -76,6 +76,9 @@ def sampled(q: Chain, points: Tensor, x0: Tensor, t: int, generator: Generator, 
 
 
 def _log_prior(q: Chain, law: Law) -> Tensor:
-    """E log π over a law, entry by entry: for a bit log π is linear, for a real quadratic."""
-    at_mean = q.prior(law.mean).log_prob(law.mean)
-    return at_mean if isinstance(law, Bits) else at_mean - law.variance / 2
+    """E log π over a law, entry by entry."""
+    prior = q.prior(law.mean)
+    if isinstance(prior, Bits):
+        on, off = prior.logs()
+        return law.mean * on + (1 - law.mean) * off
+    return prior.log_prob(law.mean) - law.variance / 2
