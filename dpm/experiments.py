@@ -134,7 +134,9 @@ def build(setting: Setting, seed: int = 0) -> Diffusion:
     """A fresh model whose first weights depend on the seed alone; the global random state is left as it was."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return setting.build()
+        model = setting.build()
+    model.p.float()  # schedules are float64, networks float32, whatever the default type
+    return model
 
 
 def weights_path(name: str, setting: str) -> Path:

@@ -1,0 +1,307 @@
+"""Multiplying distributions, Section 2.5: products against quadrature and enumeration, samples against the exact."""
+
+import math
+
+import pytest
+import torch
+from torch import Generator
+
+from dpm.bound import per_sample
+from dpm.forward import Binomial, Bits, Gaussian, Normal
+from dpm.posterior import (
+    Factor,
+    Hint,
+    Noisy,
+    Smooth,
+    carried,
+    constant,
+    effective,
+    fading,
+    resample,
+    sample,
+    trajectory,
+)
+from dpm.reverse import edge
+from dpm.schedules import erase_evenly, geometric
+
+
+def real(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def draws(*shape, seed=1):
+    return torch.randn(*shape, generator=Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def times(t, n):
+    return torch.full((n,), t)
+
+
+STATES = torch.cartesian_prod(*[real(0, 1)] * 2)
+LINE = torch.linspace(-30, 30, 60_001, dtype=torch.float64)[:, None]
+BEAT = Binomial(real(0, 0.1, 0.3, 0.5), rate=0.3)
+ROLL = Gaussian(real(0, 0.1, 0.3, 0.5))
+HINT = Hint(real(1.7, -0.6))
+LOOK = Noisy(real(0.8), real(0.35))
+
+
+def on_line(values):
+    """A density on LINE from its logarithm, normalised by quadrature."""
+    return torch.softmax(values, 0)
+
+
+def integral(log_values):
+    return torch.logsumexp(log_values, 0) + math.log(float(LINE[1] - LINE[0]))
+
+
+def bits_model(q, xt, t):
+    """A reverse model of two bits with arbitrary log odds."""
+    return Bits(xt @ draws(2, 2, seed=5) + t[:, None] * draws(2, seed=6) / 3)
+
+
+def line_model(q, xt, t):
+    """A linear-Gaussian reverse model whose mean, slope and variance change with t."""
+    t = t[:, None].double()
+    return Normal(0.7 * xt + 0.1 * t, (0.1 + 0.1 * t).expand_as(xt))
+
+
+def table(law):
+    """P(row → column) of the four states."""
+    return torch.stack([law.log_prob(y.expand(4, 2)).sum(1) for y in STATES], dim=1).exp()
+
+
+def tables(q=BEAT):
+    """p(x²→x³ …) as matrices: [start, 3→2, 2→1, 1→0]."""
+    start = table(q.prior(STATES))[:1]
+    return [start, table(bits_model(q, STATES, times(3, 4))), table(bits_model(q, STATES, times(2, 4))),
+            table(edge(q, STATES))]  # fmt: skip
+
+
+def exact_bits(r=HINT):
+    """p(x⁰) r(x⁰)/Z and log Z by matrices."""
+    start, *steps = tables()
+    p = start @ steps[0] @ steps[1] @ steps[2]
+    joint = p[0] * r.log(STATES).exp()
+    return joint / joint.sum(), joint.sum().log()
+
+
+@pytest.mark.parametrize("r", [HINT, HINT.power(real(0.3)), Hint(real(math.inf, 0)), Hint(real(0.2, -math.inf))])
+def test_bits_times_r_against_enumeration(r):
+    law = Bits(real(0.4, -1.1).expand(4, 2))
+    p, weight = law.log_prob(STATES).sum(1), r.log(STATES).exp()
+    joint = p.exp() * weight
+    on = joint @ STATES / joint.sum()
+    assert torch.allclose(r.times(law).probs[0], on, atol=1e-12)
+    assert torch.allclose(r.log_weight(law, STATES)[0], joint.sum().log(), atol=1e-12)
+
+
+def test_table_app1_needs_c_where_it_prints_x():
+    c, d = real(0.4, 0.1, 0.7), real(0.9, 0.3, 0.5)
+    right = c * d / (c * d + (1 - c) * (1 - d))
+    assert torch.allclose(Hint(d.logit()).times(Bits(c.logit())).probs, right, atol=1e-14)
+    printed = [c * d / (x * d + (1 - c) * (1 - d)) for x in (0, 1)]
+    assert printed[0].max() > 1 and all(((right - wrong).abs() > 1e-3).all() for wrong in printed)
+
+
+@pytest.mark.parametrize(("mean", "variance"), [(0.3, 0.5), (-2.0, 0.01), (1.0, 4.0)])
+def test_gaussian_times_r_against_quadrature(mean, variance):
+    law = Normal(real(mean)[None], real(variance)[None])
+    joint = law.log_prob(LINE)[:, 0] + LOOK.log(LINE)
+    weight, product = on_line(joint), LOOK.times(law)
+    assert torch.allclose(product.mean[0, 0], weight @ LINE[:, 0], atol=1e-10)
+    assert torch.allclose(product.variance[0, 0], weight @ (LINE[:, 0] - product.mean).square()[0], atol=1e-10)
+    assert torch.allclose(LOOK.log_weight(law, LINE[:1])[0], integral(joint), atol=1e-10)
+
+
+def test_a_known_coordinate_is_pinned_and_an_unseen_one_left_alone():
+    law = Normal(draws(3, 2), draws(3, 2, seed=2).exp())
+    r = Noisy(real(0.4, 0), real(0, math.inf))
+    product = r.times(law)
+    assert torch.equal(product.at(draws(3, 2))[:, 0], real(0.4, 0.4, 0.4))
+    assert torch.equal(product.mean[:, 1], law.mean[:, 1])
+    assert torch.allclose(product.variance[:, 1], law.variance[:, 1], atol=1e-15)
+    want = Normal(law.mean[:, 0], law.variance[:, 0]).log_prob(real(0.4))
+    assert torch.allclose(r.log_weight(law, law.mean), want, atol=1e-12)
+
+
+def test_weight_is_the_normaliser_wherever_x_lies():
+    """p r/p̃ by densities against Z̃ in closed form."""
+    law, x = Normal(draws(7, 3), draws(7, 3, seed=2).exp()), 3 * draws(7, 3, seed=3)
+    r = Noisy(draws(3, seed=4), draws(3, seed=5).exp())
+    assert torch.allclose(Factor.log_weight(r, law, x), r.log_weight(law, x), atol=1e-10)
+    law, r = Bits(draws(4, 2)), Hint(real(1.7, -0.6))
+    assert torch.allclose(Factor.log_weight(r, law, STATES), r.log_weight(law, STATES), atol=1e-10)
+
+
+def test_first_order_is_exact_for_an_exponential():
+    """Appendix C has no Hessian to neglect when log r is linear."""
+    law = Normal(real(0.3)[None], real(0.5)[None])
+    r = Smooth(lambda x: 1.3 * x.sum(1))
+    weight = on_line(law.log_prob(LINE)[:, 0] + r.log(LINE))
+    product = r.times(law)
+    assert torch.allclose(product.mean[0, 0], weight @ LINE[:, 0], atol=1e-10)
+    assert torch.allclose(product.variance, law.variance, atol=1e-15)
+    log_odds = real(1.7, -0.6)
+    bits = Bits(draws(4, 2))
+    assert torch.allclose(
+        Smooth(lambda x: x @ log_odds).times(bits).logits, Hint(log_odds).times(bits).logits, atol=1e-14
+    )
+
+
+def test_first_order_takes_the_slope_at_the_mean():
+    """(61) for the E_r of a Gaussian r, whose slope is known; share scales it."""
+    law = Normal(draws(5, 1), draws(5, 1, seed=2).exp())
+    slope = (LOOK.y - law.mean) / LOOK.variance
+    for share in (1.0, 0.25):
+        product = Smooth(LOOK.log).power(real(share)[None]).times(law)
+        assert torch.allclose(product.mean, law.mean + law.variance * share * slope, atol=1e-12)
+    x = draws(5, 1, seed=3)
+    assert torch.allclose(Smooth(LOOK.log).power(real(0.25)[None]).log(x), 0.25 * LOOK.log(x), atol=1e-14)
+
+
+@pytest.mark.parametrize("t", [0, 1, 3])
+def test_carried_against_quadrature_and_enumeration(t):
+    x = real(-1.3, 0.2, 2.0)[:, None]
+    laws = ROLL.marginal(x, times(t, 3))
+    if t > 0:
+        want = [
+            integral(Normal(m, v).log_prob(LINE)[:, 0] + LOOK.log(LINE))
+            for m, v in zip(laws.mean, laws.variance, strict=True)
+        ]
+    else:
+        want = list(LOOK.log(x))
+    got, want = LOOK.carried(ROLL, times(t, 3), x).log(x), torch.stack(want)
+    assert torch.allclose(got - got[0], want - want[0], atol=1e-9)
+    law = BEAT.marginal(STATES, times(t, 4))
+    on, off = law.probs, (-law.logits).sigmoid()
+    d = HINT.log_odds.sigmoid()
+    want = (on * d + off * (1 - d)).log().sum(1)
+    got = HINT.carried(BEAT, times(t, 4), STATES).log(STATES)
+    assert torch.allclose(got - got[0], want - want[0], atol=1e-12)
+
+
+def test_carried_survives_a_chain_that_forgets():
+    q, x = Gaussian(erase_evenly(4)), draws(3, 1)
+    law = q.prior(x)
+    product = LOOK.carried(q, times(4, 3), x).times(law)
+    assert torch.equal(product.mean, law.mean) and torch.equal(product.variance, law.variance)
+
+
+def test_fading_ends_in_r_and_starts_in_nothing():
+    x = draws(6, 1)
+    for r, q, law in (
+        (LOOK, ROLL, ROLL.prior(x)),
+        (Smooth(LOOK.log), ROLL, ROLL.prior(x)),
+        (HINT, BEAT, BEAT.prior(STATES)),
+    ):
+        like = law.mean
+        start, end = (fading(r, q, times(t, len(like)), like) for t in (3, 0))
+        assert torch.equal(start.times(law).mean, law.mean)
+        assert torch.allclose(end.times(law).mean, r.times(law).mean, atol=1e-14)
+        assert constant(r, q, times(3, len(like)), like) is r
+    some = fading(LOOK, ROLL, times(1, 6), x).log(x) - fading(LOOK, ROLL, times(1, 6), x).log(x[:1].expand(6, 1))
+    assert torch.allclose(some, (LOOK.log(x) - LOOK.log(x[:1].expand(6, 1))) * 2 / 3, atol=1e-12)
+    known = Noisy(real(0.5), real(0)).power(real(0, 0.5)[:, None])
+    assert known.variance[0].isinf() and known.variance[1] == 0
+    assert torch.equal(Hint(real(-math.inf)).power(real(0, 0.5)[:, None]).log_odds[:, 0], real(0, -math.inf))
+
+
+@pytest.mark.parametrize("choice", [constant, fading, carried])
+def test_kernels_alone_give_the_law_of_22(choice):
+    """Plain samples against the law of x⁰ that the normalised kernels (22) have, by matrices."""
+    laws = []
+    for k, p in enumerate(tables()):
+        r_t = choice(HINT, BEAT, times(3 - k, 4), STATES).log(STATES)
+        joint = p * r_t.exp()
+        laws.append(joint / joint.sum(1, keepdim=True))
+    want = (laws[0] @ laws[1] @ laws[2] @ laws[3])[0]
+    n = 200_000
+    x0, _ = sample(bits_model, BEAT, HINT, torch.zeros(n, 2, dtype=torch.float64), Generator().manual_seed(1), choice)
+    share = (x0[:, None] == STATES).all(-1).double().mean(0)
+    assert ((share - want).abs() < 4.5 * (want * (1 - want) / n).sqrt()).all()
+    assert ((want - exact_bits()[0]).abs() > 0.004).any()  # which is not p̃
+
+
+@pytest.mark.parametrize("choice", [constant, fading, carried])
+@pytest.mark.parametrize("resample_below", [0.0, 1.0])
+def test_weights_reach_the_exact_posterior_of_bits(choice, resample_below):
+    n, (want, log_Z) = 200_000, exact_bits()
+    like, generator = torch.zeros(n, 2, dtype=torch.float64), Generator().manual_seed(2)
+    x0, log_weight = sample(bits_model, BEAT, HINT, like, generator, choice, resample_below)
+    assert (effective(log_weight) > n - 1) == (resample_below == 1.0)
+    w = log_weight.softmax(0)
+    hit = (x0[:, None] == STATES).all(-1).double()
+    error = (w[:, None] * (hit - want)).square().sum(0).sqrt()
+    assert ((w @ hit - want).abs() < 5 * error).all()
+    assert abs(log_weight.logsumexp(0) - math.log(n) - log_Z) < 0.01
+
+
+@pytest.mark.parametrize("r", [LOOK, Smooth(LOOK.log)])
+@pytest.mark.parametrize("resample_below", [0.0, 0.9])
+def test_weights_reach_the_exact_posterior_of_a_gaussian(r, resample_below):
+    mean, variance = real(0), real(1)
+    for t in (3, 2):
+        mean, variance = 0.7 * mean + 0.1 * t, 0.49 * variance + 0.1 + 0.1 * t
+    mean, variance = mean * math.sqrt(0.9), 0.9 * variance + 0.1
+    prior = Normal(mean, variance)
+    want, log_Z = LOOK.times(prior), Normal(mean, variance + LOOK.variance).log_prob(LOOK.y)
+    n = 200_000
+    like, generator = torch.zeros(n, 1, dtype=torch.float64), Generator().manual_seed(3)
+    x0, log_weight = sample(line_model, ROLL, r, like, generator, fading, resample_below)
+    w = log_weight.softmax(0)
+    got = w @ x0[:, 0]
+    spread = w @ (x0[:, 0] - got).square()
+    assert abs(got - want.mean) < 5 * (want.variance / effective(log_weight)).sqrt()
+    assert abs(spread / want.variance - 1) < 5 * math.sqrt(2 / effective(log_weight))
+    assert abs(log_weight.logsumexp(0) - math.log(n) - log_Z) < 0.015
+
+
+@pytest.mark.parametrize(
+    ("q", "r"),
+    [
+        (Gaussian(geometric(9, 1e-2, 0.9)), Noisy(draws(2, 1, 3), real(0.2, 0, math.inf))),
+        (Binomial(erase_evenly(9), rate=0.3), Hint(real(2.0, math.inf, 0.0).expand(2, 1, 3))),
+    ],
+)
+def test_weights_are_all_alike_for_data_from_the_prior(q, r):
+    """When p is the forward kernel, p(x^t) = π at every t and `carried` makes (22) exact, step by step; images too."""
+    like = torch.zeros(5, 2, 1, 3, dtype=torch.float64)
+    log_Z = r.log_weight(q.prior(like), like)
+    for t, x, log_weight in trajectory(lambda q, x, t: q.step(x, t), q, r, like, Generator().manual_seed(1), carried):
+        assert x.shape == like.shape
+        if t <= 1:
+            assert torch.allclose(log_weight - log_weight[0], torch.zeros(5, dtype=torch.float64), atol=1e-10)
+    assert torch.allclose(log_weight, log_Z, atol=1e-10)
+
+
+def test_resampling_keeps_shares_and_the_mean_weight():
+    log_weight, x = 2 * draws(1000), torch.arange(1000, dtype=torch.float64)[:, None]
+    again, level = resample(x, log_weight, Generator().manual_seed(1))
+    count = torch.bincount(again[:, 0].long(), minlength=1000)
+    assert ((count - 1000 * log_weight.softmax(0)).abs() < 1).all()
+    assert torch.allclose(level.exp(), log_weight.exp().mean().expand(1000), atol=1e-12)
+    assert math.isclose(effective(level), 1000, rel_tol=1e-9)
+    assert math.isclose(effective(real(0, -800, -900)), 1)
+
+
+def test_what_cannot_be_is_refused():
+    known = Noisy(real(0.5), real(0))
+    like = torch.zeros(4, 1, dtype=torch.float64)
+    x0, log_weight = sample(line_model, ROLL, known, like, Generator().manual_seed(1))
+    assert torch.equal(x0, like + 0.5)
+    with pytest.raises(ValueError, match="carried"):
+        resample(x0, log_weight, Generator())
+    with pytest.raises(TypeError, match="Noisy or Smooth"):
+        HINT.times(ROLL.prior(like))
+
+
+def test_per_sample_weights():
+    """One r a row: the weights of a batch are those of its rows."""
+    law = Normal(draws(3, 2), draws(3, 2, seed=2).exp())
+    r = Noisy(draws(3, 2, seed=3), draws(3, 2, seed=4).exp())
+    rows = [
+        Noisy(r.y[i], r.variance[i]).log_weight(Normal(law.mean[i][None], law.variance[i][None]), None)
+        for i in range(3)
+    ]
+    assert torch.allclose(r.log_weight(law, law.mean), torch.cat(rows), atol=1e-12)
+    assert torch.allclose(per_sample(Normal(r.y, r.variance).log_prob(law.mean)), r.log(law.mean), atol=1e-12)
