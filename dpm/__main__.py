@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -23,9 +24,9 @@ from dpm.experiments import (
     report,
     weights_path,
 )
-from dpm.files import UserError, read_tensors, write, write_json, write_tensors
+from dpm.files import UserError, read_tensors, refuse_unwritable, write, write_json, write_tensors
 from dpm.reverse import sample
-from dpm.train import Run, choose_device, join, place, train
+from dpm.train import Run, choose_device, join, place, refuse_uneven, train
 
 
 def show(result: dict, as_json: bool) -> None:
@@ -51,7 +52,7 @@ def list_experiments(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps({"experiments": rows}, ensure_ascii=False))
         return
-    print(f"{'experiment':14}{'setting':10}{'paper K':>10}{'K−L_null':>10}  {'unit':10}{'weights'}")
+    print(f"{'experiment':14}{'setting':10}{'paper K':>10}{'K-L_null':>10}  {'unit':10}{'weights'}")
     for row in rows:
         print(
             f"{row['experiment']:14}{row['setting']:10}"
@@ -68,13 +69,19 @@ def train_experiment(args: argparse.Namespace) -> None:
         raise UserError(f"--steps {steps} trains nothing; give 1 or more")
     device = choose_device(args.device)
     join(device)
+    refuse_uneven(setting.batch)
     folder = Path(args.out or f"runs/{args.name}-{args.setting}")
     checkpoint = folder / "checkpoint.safetensors"
-    about = {"experiment": args.name, "setting": args.setting, "steps": str(steps)}
+    about = {"experiment": args.name, "setting": args.setting, "seed": str(args.seed), "steps": str(steps)}
     run = Run(build(setting, args.seed), device, args.seed, about)
+    there = os.path.exists(checkpoint)  # False too where one may not look: saving will say so
+    if args.resume and not there:
+        raise UserError(
+            f"nothing to resume, no checkpoint at {checkpoint}; begin without --resume, or name it by --out"
+        )
     if args.resume:
         run.resume(checkpoint)
-    elif checkpoint.exists():
+    elif there:
         refuse_unfinished(checkpoint)
     first = place()[0] == 0
     if first:
@@ -105,9 +112,9 @@ def half(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def refuse_unfinished(checkpoint: Path) -> None:
-    """UserError when a new run would overwrite one that was killed before its end."""
+    """UserError when a new run would overwrite one that was killed before its end; at step 0 nothing is lost."""
     _, about = read_tensors(checkpoint)
-    if int(about.get("step", 0)) < int(about.get("steps", 0)):
+    if 0 < int(about.get("step", 0)) < int(about.get("steps", 0)):
         raise UserError(
             f"{checkpoint} is an unfinished run (step {about['step']} of {about['steps']}); "
             "--resume continues it, --out starts elsewhere"
@@ -127,8 +134,8 @@ def optimum(args: argparse.Namespace) -> None:
     """`dpm optimum`: K*, the most any network can reach with the untrained chain of T steps."""
     experiment, _ = choose(args.name, "paper")
     T = experiment.T if args.T is None else args.T
-    if T < 2:
-        raise UserError(f"--T {T}: the bound needs 2 steps or more")
+    if not 2 <= T <= 100_000:
+        raise UserError(f"--T {T}: give 2 steps, the fewest that a bound has, to 100000")
     q, x0 = experiment.chain(T), held_out(experiment, args.seed)[:4_000]
     K, error = mean_and_error(in_bits(evaluate(experiment.optimum, q, x0, Generator().manual_seed(args.seed)).K))
     show(
@@ -139,6 +146,7 @@ def optimum(args: argparse.Namespace) -> None:
             "K_optimum_stderr_bits": error,
             "minus_entropy_bits": float(in_bits(experiment.optimum.log_probability(x0)).mean()),
             "unit": experiment.unit,
+            "provenance": provenance(sys.argv[1:], args.seed, torch.device("cpu")),
         },
         args.json,
     )
@@ -147,10 +155,12 @@ def optimum(args: argparse.Namespace) -> None:
 def sample_experiment(args: argparse.Namespace) -> None:
     """`dpm sample`: draws of p(x⁰), and the share of them that the data could have been."""
     experiment, _ = choose(args.name, args.setting)
-    if args.n < 1:
-        raise UserError(f"-n {args.n} draws nothing; give 1 or more")
+    if not 1 <= args.n <= 1_000_000:
+        raise UserError(f"-n {args.n}: give 1 to 1000000")
     device = choose_device(args.device)
     model = load(args.name, args.setting, args.checkpoint, device)
+    if args.out:
+        refuse_unwritable(args.out)
     generator = Generator(device).manual_seed(args.seed)
     like = experiment.draw(1, generator).expand(args.n, -1)
     x = sample(model.p, model.q(), like, generator).cpu()
@@ -158,7 +168,15 @@ def sample_experiment(args: argparse.Namespace) -> None:
         write(args.out, plots.png(plots.SAMPLES[args.name](x)))
     log_q = in_bits(experiment.optimum.log_probability(x))
     result = {"experiment": args.name, "setting": args.setting, "n": args.n}
-    show(result | {"possible_share": float(log_q.isfinite().double().mean())}, args.json)
+    result |= {"possible_share": float(log_q.isfinite().double().mean())}
+    show(result | {"provenance": provenance(sys.argv[1:], args.seed, device)}, args.json)
+
+
+def seed(text: str) -> int:
+    """A seed that every generator takes."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to {2**32 - 1}")
+    return int(text)
 
 
 class Parser(argparse.ArgumentParser):
@@ -179,7 +197,7 @@ def parser() -> Parser:
         one.add_argument("--json", action="store_true", help="print one JSON object")
         if name != "list":
             one.add_argument("name", help="an experiment, see `dpm list`")
-            one.add_argument("--seed", type=int, default=0)
+            one.add_argument("--seed", type=seed, default=0)
         if name in ("train", "evaluate", "sample"):
             one.add_argument("--setting", default="paper", help="paper (as published, the default) or ours")
             one.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
@@ -206,10 +224,11 @@ def main() -> int:
         args = parser().parse_args()
         args.run(args)
     except UserError as error:
-        print(f"dpm: {error}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes one speaks
+            print(f"dpm: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("dpm: stopped; a run that was training goes on with --resume", file=sys.stderr)
+        print("dpm: stopped; if it was training, the same command with --resume goes on", file=sys.stderr)
         return 130
     finally:
         if torch.distributed.is_initialized():

@@ -33,6 +33,7 @@ class Bound:
 def step_kl(p: Reverse, q: Chain, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     """KL( q(x^{t−1}|x^t,x⁰) ‖ p(x^{t−1}|x^t) ) of (14) at t [B], with x^t drawn from q(x^t|x⁰) by frozen noise: [B]."""
     xt = q.marginal(x0, t).at(noise)
+    q = q.holding(xt, t)
     return per_sample(kl_divergence(q.posterior(xt, x0, t), p(q, xt, t)))
 
 

@@ -1,8 +1,12 @@
 """Files, read and written whole or not at all; and the one error a user can mend."""
 
+import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,11 +18,21 @@ class UserError(Exception):
     """Something the user can mend: its one line says what, where and how."""
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write a file aside, then rename it into place: a reader sees the old file or the new, never half of one."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Make the folder of `path`; a failure in there, or in what follows, is a UserError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        reason = "a file is where a folder should be" if isinstance(error, FileExistsError) else error.strerror
+        raise UserError(f"cannot write {path}: {reason}; free some space or choose another place with --out") from None
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file aside, then rename it into place: a reader sees the old file or the new, never half of one."""
+    aside = path.parent / f".{path.name}.{os.getpid()}.part"
+    with writing(path):
         try:
             with aside.open("wb") as file:
                 file.write(content)
@@ -27,10 +41,14 @@ def write(path: Path, content: bytes) -> None:
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; free some space or choose another place with --out"
-        ) from None
+
+
+def refuse_unwritable(path: Path) -> None:
+    """UserError at once, not when the work is done, where `write` would fail."""
+    with writing(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        TemporaryFile(dir=path.parent).close()
 
 
 def write_json(path: Path, content: object) -> None:
@@ -49,6 +67,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Raises UserError when the file is missing, truncated or of another format.
     """
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder; name the safetensors file in it")
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
@@ -56,8 +76,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in names}, about
     except FileNotFoundError:
         raise UserError(f"no checkpoint at {path}; `dpm train` makes one, --checkpoint names another") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error}); train again or copy it anew") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error}); copy it anew, or train elsewhere") from None
 
 
 def take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -7,7 +7,9 @@ variable, each independent over the entries of x. Throughout, x is [B, …] and 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import cached_property
+from copy import copy
+from functools import cache, cached_property
+from typing import Self
 
 import torch
 from torch import Generator, Tensor
@@ -100,7 +102,13 @@ def _kl_bits(p: Bits, q: Bits) -> Tensor:
     return p.probs * (on - q_on) + p.off * (off - q_off)
 
 
+@register_kl(BitRates, BitRates)
+def _kl_rates(p: BitRates, q: BitRates) -> Tensor:
+    return p.probs * (p.probs / q.probs).log() + p.off * (p.off / q.off).log()
+
+
 Law = Normal | Bits
+Pair = tuple[Tensor, Tensor]
 
 
 def at_time(values: Tensor, t: Tensor, x: Tensor) -> Tensor:
@@ -134,8 +142,16 @@ class Chain(ABC):
         self.noise_level = -torch.expm1(self.log_alpha_bar)  # 1 − ᾱ without the cancellation
         self.reversal = pad(self.tabulate(), (0, 0, 1, 0))  # of q(x^{t−1}|x^t,x⁰), slot 0 unused
 
+    def holding(self, xt: Tensor, t: Tensor) -> Self:
+        """The same chain, which holds what it was `given` at this x^t and t: (14) asks there twice."""
+        q, held = copy(self), self.given(xt, t)
+        q.given = lambda a, b: held if a is xt and b is t else self.given(a, b)  # type: ignore
+        return q
+
     @abstractmethod
     def tabulate(self) -> Tensor: ...
+    @abstractmethod
+    def given(self, xt: Tensor, t: Tensor) -> tuple: ...
 
     @abstractmethod
     def noise(self, x: Tensor, generator: Generator) -> Tensor: ...
@@ -189,15 +205,20 @@ class Gaussian(Chain):
         each = 0.5 * (2 * math.pi * math.e * variances).log()
         return (x0[0].numel() * each).to(x0.dtype)[:, None].expand(3, len(x0)).unbind()
 
+    def given(self, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of q(x^{t−1} | x^t, x⁰): the weight of x⁰ in the mean, the rest of the mean, and the variance."""
+        from_x0, from_xt, variance = columns_at(self.reversal, t, xt)
+        return from_x0, from_xt * xt, variance
+
     def posterior(self, xt: Tensor, x0: Tensor, t: Tensor) -> Normal:
         """q(x^{t−1} | x^t, x⁰) by Bayes' rule, t ≥ 2: the target of every reverse step in (14)."""
-        from_x0, from_xt, variance = columns_at(self.reversal, t, xt)
-        return Normal(from_x0 * x0 + from_xt * xt, variance)
+        from_x0, from_xt, variance = self.given(xt, t)
+        return Normal(from_x0 * x0 + from_xt, variance)
 
     def average(self, xt: Tensor, mean: Tensor, variance: Tensor, t: Tensor) -> Normal:
         """The Gaussian nearest in KL to q(x^{t−1} | x^t), when x⁰ given x^t has this mean and variance, t ≥ 2."""
-        from_x0, from_xt, rest = columns_at(self.reversal, t, xt)
-        return Normal(from_x0 * mean + from_xt * xt, rest + from_x0**2 * variance)
+        from_x0, from_xt, rest = self.given(xt, t)
+        return Normal(from_x0 * mean + from_xt, rest + from_x0**2 * variance)
 
     def log_likelihood(self, xt: Tensor, points: Tensor, t: Tensor, variance: float = 0.0) -> Tensor:
         """log q(x^t | x⁰ ~ N(point, variance·I)), less what no point changes: x^t [B, D], points [M, D] → [B, M]."""
@@ -252,16 +273,21 @@ class Binomial(Chain):
         ones = x0.flatten(1).sum(1)
         return (torch.stack([x0[0].numel() - ones, ones], dim=1) @ self.bit_entropies.to(x0.dtype)).unbind(1)
 
+    def given(self, xt: Tensor, t: Tensor) -> tuple[Pair, Callable[[], Pair]]:
+        """q(x^{t−1}=1 | x^t, x⁰=b) for b = 0, 1; and q(x^{t−1}=0 | …), once someone asks."""
+        off00, off01, off10, off11, on00, on01, on10, on11 = columns_at(self.reversal, t, xt)
+        no = 1 - xt
+        on = no * on00 + xt * on10, no * on01 + xt * on11
+        return on, cache(lambda: (no * off00 + xt * off10, no * off01 + xt * off11))
+
     def posterior(self, xt: Tensor, x0: Tensor, t: Tensor) -> Bits:
         """q(x^{t−1} | x^t, x⁰) by Bayes' rule, once for every case; known bits are their own mean."""
         return self.average(xt, x0, x0, t)
 
     def average(self, xt: Tensor, mean: Tensor, variance: Tensor, t: Tensor) -> Bits:
         """The bits nearest in KL to q(x^{t−1} | x^t) when x⁰ given x^t has this mean; a bit's variance follows."""
-        off00, off01, off10, off11, on00, on01, on10, on11 = columns_at(self.reversal, t, xt)
-        no = 1 - xt
-        on = torch.lerp(no * on00 + xt * on10, no * on01 + xt * on11, mean)
-        return BitRates(on, lambda: torch.lerp(no * off00 + xt * off10, no * off01 + xt * off11, mean))
+        on, off = self.given(xt, t)
+        return BitRates(torch.lerp(*on, mean), lambda: torch.lerp(*off(), mean))
 
     def evidence(self, xt: Tensor, t: Tensor) -> Tensor:
         """log q(x^t_i | x⁰_i=1)/q(x^t_i | x⁰_i=0): all that x^t_i says of x⁰_i, in nats."""

@@ -72,6 +72,9 @@ class Run:
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint, bit for bit on the CPU; UserError when it is another run's."""
         tensors, about = read_tensors(path)
+        for key, ours in self.about.items():
+            if key != "steps" and about.get(key) != ours:  # steps may be added to a run
+                raise UserError(f"{path} is a run of {key} {about.get(key)}, not {ours}; resume it as it was begun")
         load_into(self.model, take(tensors, "model."), path)
         load_into(self.average, take(tensors, "average."), path)
         moments: dict[int, dict[str, Tensor]] = {}
@@ -79,6 +82,8 @@ class Run:
             index, moment = name.split(".")
             moments.setdefault(int(index), {})[moment] = value
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": moments})
+        if tensors["generator"].shape != self.generator.get_state().shape:
+            raise UserError(f"{path} was begun on another kind of device; resume it there, or choose with --device")
         self.generator.set_state(tensors["generator"])
         self.step = int(about["step"])
 
@@ -92,11 +97,10 @@ def train(
     walks the same path. UserError when an estimate of K is not finite.
     """
     rank, size = place()
-    if batch % size:
-        raise UserError(f"a batch of {batch} does not split evenly over {size} processes; choose another number")
+    refuse_uneven(batch)
     objective: nn.Module = Objective(run.model)
     if size > 1:
-        objective = DistributedDataParallel(objective, broadcast_buffers=False)
+        objective = DistributedDataParallel(objective, forward_sync_buffers=False)
     saved, losses = time.monotonic(), []
     q = run.model.q()  # for its length and its noise, which training leaves alone
     while run.step < steps:
@@ -114,7 +118,10 @@ def train(
         if run.step % AVERAGE_STEPS == 0 or run.step == steps:
             run.average.update_parameters(run.model)
         if run.step % RECORD_STEPS == 0 or run.step == steps:
-            values = torch.stack(losses).tolist()
+            means = torch.stack(losses)
+            if size > 1:
+                torch.distributed.all_reduce(means)  # so that all processes record, and all stop, as one
+            values = (means / size).tolist()
             check_finite(values, run)
             if checkpoint and rank == 0 and (run.step == steps or time.monotonic() - saved > CHECKPOINT_SECONDS):
                 run.save(checkpoint)
@@ -123,14 +130,22 @@ def train(
             losses = []
 
 
+def refuse_uneven(batch: int) -> None:
+    """UserError when the processes of the run cannot share a batch evenly."""
+    _, size = place()
+    if batch % size:
+        raise UserError(f"a batch of {batch} does not split evenly over {size} processes; choose another number")
+
+
 def check_finite(values: list[float], run: Run) -> None:
-    """UserError naming the first step whose K is not a finite number, before anything of it is saved."""
+    """UserError naming the first step whose K, or weights, are not finite, before anything of it is saved."""
+    name = f"{run.about.get('experiment')} --setting {run.about.get('setting')}"
+    mend = "the last checkpoint stands: lower the learning rate, or try another --seed"
     for step, value in enumerate(values, start=run.step - len(values) + 1):
         if not math.isfinite(value):
-            name = f"{run.about.get('experiment')} --setting {run.about.get('setting')}"
-            raise UserError(
-                f"K is {-value} at step {step} of {name}; the last checkpoint stands: lower the learning rate"
-            )
+            raise UserError(f"K is {-value} at step {step} of {name}; {mend}")
+    if not all(weights.isfinite().all() for weights in run.model.parameters()):
+        raise UserError(f"a weight is not finite after step {run.step} of {name}; {mend}")
 
 
 def choose_device(name: str) -> torch.device:
@@ -139,6 +154,9 @@ def choose_device(name: str) -> torch.device:
         raise UserError("no CUDA device here; use --device cpu, or auto to take a GPU only where there is one")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if processes > torch.cuda.device_count():
+        raise UserError(f"{processes} processes for {torch.cuda.device_count()} GPUs; start one a GPU, or --device cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 

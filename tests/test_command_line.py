@@ -1,6 +1,10 @@
 """The command line as a user meets it: its JSON, and one clear line with exit status 2 for all that a user can mend."""
 
+import errno
 import json
+import os
+import pickle
+import re
 import sys
 from dataclasses import replace
 
@@ -8,7 +12,11 @@ import pytest
 import torch
 
 from dpm import __main__ as command
-from dpm.experiments import EXPERIMENTS, load, weights_path
+from dpm import train as training
+from dpm.bound import in_bits
+from dpm.experiments import EXPERIMENTS, weights_path
+from dpm.files import read_tensors
+from dpm.train import Record
 
 KEYS = {"experiment", "K_bits", "K_stderr_bits", "unit", "L_null_bits", "K_minus_L_null_bits", "K_optimum_bits"}
 KEYS |= {"minus_entropy_bits", "parts_bits", "T", "paper", "provenance"}
@@ -61,6 +69,8 @@ def test_optimum_prints_K_star(dpm, few):
     status, out, _ = dpm("optimum", "heartbeat", "--T", "20", "--json")
     result = json.loads(out)
     assert status == 0 and result["T"] == 20 and result["K_optimum_bits"] < result["minus_entropy_bits"]
+    assert out.count("\n") == 1 and result["experiment"] == "heartbeat" and result["unit"] == "bits/seq"
+    assert result["provenance"]["command"] == "dpm optimum heartbeat --T 20 --json"
 
 
 def test_train_writes_weights_that_evaluate_reads(dpm, few, tmp_path):
@@ -78,19 +88,97 @@ def test_train_writes_weights_that_evaluate_reads(dpm, few, tmp_path):
     assert dpm("train", "swiss_roll", "--steps", 5, "--out", tmp_path, "--resume", "--json")[0] == 0
 
 
-def test_an_unfinished_run_is_not_overwritten(dpm, few, tmp_path):
-    dpm("train", "swiss_roll", "--steps", 3, "--out", tmp_path)
-    model = load("swiss_roll", "paper", tmp_path / "weights.safetensors")
-    about = {"experiment": "swiss_roll", "setting": "paper", "steps": "10", "step": "3"}
-    command.write_tensors(tmp_path / "checkpoint.safetensors", model.state_dict(), about)
-    status, _, err = dpm("train", "swiss_roll", "--steps", 10, "--out", tmp_path)
-    assert status == 2 and "unfinished run (step 3 of 10)" in err and "--resume" in err
+def test_progress_is_in_bits_on_stderr(dpm, few, tmp_path, monkeypatch):
+    """The last record, turned from nats into bits, stands at the end of the bar; stdout holds the JSON alone."""
+    seen = []
+
+    def watched(*words):
+        for record in training.train(*words):
+            seen.append(record)
+            yield record
+
+    monkeypatch.setattr(command, "train", watched)
+    _, out, err = dpm("train", "swiss_roll", "--steps", 60, "--out", tmp_path, "--json")
+    assert json.loads(out) and [record.step for record in seen] == [50, 60]
+    assert f"K {float(in_bits(torch.tensor(seen[-1].K))):.3f} bits" in err.split("\r")[-1]
+
+
+def interrupted(run, *_):
+    """A run of which two steps are done, and one is saved, when Ctrl-C comes."""
+    yield Record(1, -3.0)
+    run.step = 1
+    run.save(_[-1])
+    run.step = 2
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_is_one_line_that_says_how_to_go_on(dpm, few, tmp_path, monkeypatch):
+    words = ["train", "swiss_roll", "--steps", 5, "--out", tmp_path, "--json"]
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "train", interrupted)
+        status, out, err = dpm(*words)
+    bar, message = re.split(r"[\r\n]+", err.strip())[-2:]
+    assert (
+        status == 130 and out == "" and "step" in bar and message.startswith("dpm: stopped") and "--resume" in message
+    )
+    assert os.listdir(tmp_path) == ["checkpoint.safetensors"]
+    status, _, err = dpm(*words)
+    assert status == 2 and "unfinished run (step 1 of 5)" in err and "--resume" in err and err.count("\n") == 1
+    status, _, err = dpm(*words, "--seed", 1, "--resume")
+    assert status == 2 and "run of seed 0, not 1" in err and err.count("\n") == 1
+    assert dpm(*words, "--resume")[0] == 0
+
+
+def test_a_run_that_lost_nothing_may_begin_again(dpm, few, tmp_path, monkeypatch):
+    words = ["train", "swiss_roll", "--steps", 3, "--out", tmp_path]
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert dpm(*words)[0] == 130
+    assert dpm(*words)[0] == 0
+
+
+def test_a_disk_that_fills_up_while_training_spares_the_checkpoint(dpm, few, tmp_path, monkeypatch):
+    saved = []
+
+    def fill(_):
+        saved.append(0)
+        if len(saved) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fill)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(training, "RECORD_STEPS", 2)
+    status, out, err = dpm("train", "swiss_roll", "--steps", 9, "--out", tmp_path)
+    assert status == 2 and out == "" and os.listdir(tmp_path) == ["checkpoint.safetensors"]
+    assert re.split(r"[\r\n]+", err.strip())[-1].startswith("dpm: cannot write") and "No space left" in err
+    assert read_tensors(tmp_path / "checkpoint.safetensors")[1]["step"] == "2"
+    assert dpm("train", "swiss_roll", "--steps", 9, "--out", tmp_path, "--resume")[0] == 0
+
+
+def test_a_place_that_cannot_be_written_is_noticed_before_the_work(dpm, tmp_path, monkeypatch):
+    for work in ("train", "sample"):
+        monkeypatch.setattr(command, work, lambda *_: pytest.fail("worked first"))
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "x", "/proc/x"):
+        for words in (["train", "swiss_roll"], ["sample", "heartbeat", "--setting", "ours"]):
+            if words[0] == "sample" and out == tmp_path / "file":
+                out = tmp_path  # a folder in the place of a picture
+            status, _, err = dpm(*words, "--out", out)
+            assert status == 2 and "cannot write" in err and err.count("\n") == 1
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_of_several_processes_one_speaks(dpm, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert dpm("evaluate", "swissroll") == (2, "", "")
 
 
 def test_sample_draws_a_picture_of_possible_data(dpm, tmp_path):
     picture = tmp_path / "deep" / "roll.png"
     status, out, _ = dpm("sample", "swiss_roll", "--setting", "ours", "-n", 50, "--out", picture, "--json")
-    assert status == 0 and json.loads(out)["n"] == 50 and picture.read_bytes()[:4] == b"\x89PNG"
+    result = json.loads(out)
+    assert status == 0 and out.count("\n") == 1 and result["n"] == 50 and result["possible_share"] == 1
+    assert result["provenance"]["seed"] == 0 and picture.read_bytes()[:4] == b"\x89PNG"
 
 
 def blocked(tmp_path):
@@ -104,6 +192,17 @@ def torn(tmp_path):
     return path
 
 
+class Bomb:
+    def __reduce__(self):
+        return (os.abort, ())
+
+
+def bomb(tmp_path):
+    path = tmp_path / "weights.pt"
+    path.write_bytes(pickle.dumps(Bomb()))
+    return path
+
+
 MISTAKES = {
     "unknown experiment": (lambda tmp: ["evaluate", "swissroll"], "no experiment named 'swissroll'"),
     "unknown setting": (lambda tmp: ["train", "heartbeat", "--setting", "best"], "no setting 'best'"),
@@ -112,7 +211,11 @@ MISTAKES = {
         lambda tmp: ["sample", "swiss_roll", "--checkpoint", torn(tmp)],
         "not a whole safetensors",
     ),
-    "folder as checkpoint": (lambda tmp: ["sample", "swiss_roll", "--checkpoint", tmp], "safetensors file"),
+    "pickle as checkpoint": (
+        lambda tmp: ["evaluate", "swiss_roll", "--checkpoint", bomb(tmp)],
+        "not a whole safetensors",
+    ),
+    "folder as checkpoint": (lambda tmp: ["sample", "swiss_roll", "--checkpoint", tmp], "is a folder"),
     "foreign checkpoint": (
         lambda tmp: ["evaluate", "heartbeat", "--checkpoint", weights_path("swiss_roll", "ours")],
         "another experiment or setting",
@@ -124,9 +227,19 @@ MISTAKES = {
     "unwritable folder": (lambda tmp: ["train", "swiss_roll", "--steps", 2, "--out", blocked(tmp)], "cannot write"),
     "unwritable picture": (lambda tmp: ["sample", "swiss_roll", "--out", blocked(tmp) / "x.png"], "cannot write"),
     "nothing to resume": (lambda tmp: ["train", "swiss_roll", "--resume", "--out", tmp / "x"], "no checkpoint at"),
+    "unknown device": (lambda tmp: ["sample", "swiss_roll", "--device", "gpu"], "invalid choice: 'gpu'"),
+    "negative seed": (lambda tmp: ["evaluate", "swiss_roll", "--seed", -1], "no whole number from 0"),
+    "endless seed": (
+        lambda tmp: ["train", "swiss_roll", "--seed", 10**30, "--out", tmp / "x"],
+        "no whole number from 0",
+    ),
     "no samples": (lambda tmp: ["sample", "heartbeat", "-n", 0], "-n 0"),
+    "endless samples": (lambda tmp: ["sample", "heartbeat", "-n", 10**12], "give 1 to 1000000"),
+    "endless steps": (lambda tmp: ["optimum", "heartbeat", "--T", 10**12], "to 100000"),
     "one step": (lambda tmp: ["optimum", "heartbeat", "--T", 1], "--T 1"),
     "no command": (lambda tmp: [], "COMMAND"),
+    "unknown command": (lambda tmp: ["dance"], "invalid choice: 'dance'"),
+    "unknown option": (lambda tmp: ["list", "--loud"], "unrecognized arguments: --loud"),
 }
 
 

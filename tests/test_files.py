@@ -3,11 +3,13 @@
 import errno
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from dpm.files import UserError, load_into, read_tensors, write, write_tensors
+from dpm.files import UserError, load_into, read_tensors, refuse_unwritable, write, write_tensors
 
 
 def no_space(*_):
@@ -31,10 +33,33 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["x.json"]
 
 
-def test_a_file_in_the_place_of_a_folder_is_one_clear_line(tmp_path):
-    (tmp_path / "file").write_text("")
+def test_nothing_is_seen_under_the_name_before_it_is_whole(tmp_path, monkeypatch):
+    path, seen = tmp_path / "x.json", []
+    monkeypatch.setattr(os, "fsync", lambda _: seen.append(path.exists()))
+    write(path, b"new")
+    assert seen == [False] and path.read_bytes() == b"new" and os.listdir(tmp_path) == ["x.json"]
+
+
+def test_a_failed_rename_leaves_nothing(tmp_path):
+    (tmp_path / "x" / "full").mkdir(parents=True)
     with pytest.raises(UserError, match="cannot write"):
-        write(tmp_path / "file" / "x.json", b"new")
+        write(tmp_path / "x", b"new")
+    assert os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("attempt", [lambda path: write(path, b"new"), refuse_unwritable])
+def test_a_place_that_takes_no_file_is_one_clear_line(tmp_path, monkeypatch, attempt):
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    for path in ("file/x.json", "file/deeper/x.json", ".", "/proc/x.json", "/proc/x/x.json"):
+        with pytest.raises(UserError, match=r"^cannot write [^\n]*; .*--out$"):
+            attempt(Path(path))
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_place_that_takes_a_file_is_left_as_it_was(tmp_path):
+    refuse_unwritable(tmp_path / "deep" / "x.json")
+    assert os.listdir(tmp_path / "deep") == []
 
 
 @pytest.mark.parametrize(
@@ -60,10 +85,18 @@ def test_a_pickle_is_never_unpickled(tmp_path):
         read_tensors(path)
 
 
+def test_a_header_that_others_wrote_is_refused(tmp_path):
+    save_file({"a": torch.zeros(2)}, tmp_path / "x", metadata={"about": "a cat"})
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        read_tensors(tmp_path / "x")
+
+
 def test_missing_and_folder(tmp_path):
-    with pytest.raises(UserError, match="no checkpoint at"):
-        read_tensors(tmp_path / "none.safetensors")
-    with pytest.raises(UserError):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "none", tmp_path / "none" / "deeper", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="no checkpoint at"):
+            read_tensors(path)
+    with pytest.raises(UserError, match="is a folder"):
         read_tensors(tmp_path)
 
 

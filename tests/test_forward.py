@@ -9,7 +9,7 @@ from scipy import stats
 from torch import Generator
 from torch.distributions import kl_divergence
 
-from dpm.forward import Binomial, Bits, Gaussian, Normal, at_time
+from dpm.forward import Binomial, BitRates, Bits, Gaussian, Normal, at_time, everywhere
 from dpm.schedules import erase_evenly, geometric
 
 RATES = [0.5, 0.2]
@@ -443,3 +443,61 @@ def test_noise_has_the_law_that_draws_need(dtype):
 def test_gaussian_prior_is_standard_normal():
     law = Gaussian(random_rates(3)).prior(torch.full((2, 3), 7.0, dtype=torch.float64))
     assert torch.equal(law.mean, torch.zeros(2, 3).double()) and torch.equal(law.variance, torch.ones(2, 3).double())
+
+
+# Shortcuts, each against the long way
+
+
+def chains_and_batches():
+    generator, beta = Generator().manual_seed(4), geometric(9, 0.01, 0.9)
+    for q, draw in ((Gaussian(beta), torch.randn), (Binomial(beta, 0.2), lambda *n, **o: torch.rand(*n, **o).round())):
+        yield q, *(draw(4, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+
+
+def same(one, other):
+    return all(
+        torch.allclose(a, b, rtol=1e-13, atol=1e-15)
+        for a, b in ((one.mean, other.mean), (one.entropy(), other.entropy()))
+    )
+
+
+def test_a_chain_that_holds_its_place_says_the_same_there_and_elsewhere():
+    for q, xt, x0 in chains_and_batches():
+        t, elsewhere = torch.tensor([2, 9, 5, 3]), torch.tensor([4, 4, 8, 2])
+        held = q.holding(xt, t)
+        for x, when in ((xt, t), (xt, elsewhere), (1 - xt, t)):
+            for _ in range(2):
+                assert same(held.posterior(x, x0, when), q.posterior(x, x0, when))
+                assert same(held.average(x, x0 / 2, x0.square() / 4, when), q.average(x, x0 / 2, x0.square() / 4, when))
+        assert same(held.marginal(x0, t), q.marginal(x0, t))
+        assert held.given(xt, t) is held.given(xt, t) and held.given(xt, t) is not q.given(xt, t)
+
+
+def test_one_t_for_all_is_that_t_for_each():
+    for q, xt, x0 in chains_and_batches():
+        alike, each = everywhere(5, x0), torch.full((4,), 5)
+        assert torch.equal(alike, each)
+        for laws in (
+            lambda q, t, x, y: q.step(x, t),
+            lambda q, t, x, y: q.marginal(x, t),
+            lambda q, t, x, y: q.posterior(x, y, t),
+            lambda q, t, x, y: q.average(x, y / 2, y.square() / 4, t),
+        ):
+            assert same(laws(q, alike, xt, x0), laws(q, each, xt, x0))
+
+
+def test_the_entropies_of_14_are_those_of_its_laws():
+    for q, _, x0 in chains_and_batches():
+        laws = (q.marginal(x0, everywhere(q.T, x0)), q.marginal(x0, everywhere(1, x0)), q.prior(x0))
+        for entropy, law in zip(q.entropies(x0), laws, strict=True):
+            assert torch.allclose(entropy, law.entropy().sum(1), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("p", EXTREME)
+@pytest.mark.parametrize("q", EXTREME)
+def test_kl_of_bits_given_by_their_rates(p, q):
+    """Rates, log odds, or one of each: the KL is the same."""
+    laws = [(Bits(x), BitRates(x.sigmoid(), (-x).sigmoid)) for x in (real(p), real(q))]
+    for first in laws[0]:
+        for second in laws[1]:
+            assert float(kl_divergence(first, second)) == pytest.approx(exact_kl(p, q), rel=1e-6, abs=1e-15)

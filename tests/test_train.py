@@ -1,11 +1,12 @@
 """Training: resuming, killing, several processes, losses that are not finite, and that it climbs at all."""
 
+import json
 import math
 import os
 import signal
 import subprocess
 import sys
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,10 +16,10 @@ from dpm.bound import in_bits
 from dpm.datasets import heartbeat, swiss_roll
 from dpm.experiments import EXPERIMENTS, build
 from dpm.files import UserError, read_tensors
-from dpm.forward import Gaussian
-from dpm.networks import GaussianDenoiser
-from dpm.reverse import Denoise, Diffusion
-from dpm.schedules import Learned, geometric
+from dpm.forward import Binomial, Gaussian
+from dpm.networks import GaussianDenoiser, StepMLP
+from dpm.reverse import BinomialStep, Denoise, Diffusion
+from dpm.schedules import Fixed, Learned, erase_evenly, geometric
 from dpm.train import Run, choose_device, train
 
 CPU = torch.device("cpu")
@@ -26,9 +27,16 @@ ABOUT = {"experiment": "swiss_roll", "setting": "tiny", "steps": "120"}
 
 
 def tiny_run(seed=0):
+    """Float32 weights and float64 rates, learned together."""
     torch.manual_seed(0)
     model = Diffusion(Learned(geometric(6, 1e-2, 0.9)), Gaussian, Denoise(GaussianDenoiser(2, 8, 2, 1)))
     return Run(model, CPU, seed, ABOUT)
+
+
+def tiny_bits_run(seed=0):
+    torch.manual_seed(0)
+    q = Binomial(erase_evenly(8))
+    return Run(Diffusion(Fixed(q.beta), Binomial, BinomialStep(StepMLP(q, 20, 24, 2, ties=3))), CPU, seed, ABOUT)
 
 
 def go(run, steps=120, **options):
@@ -54,15 +62,17 @@ def test_beta_1_stays_and_the_other_rates_move():
     assert torch.equal(after[:2], before[:2]) and (after[2:] != before[2:]).all()
 
 
-def test_resuming_continues_bit_for_bit(tmp_path):
-    whole, half, rest = tiny_run(), tiny_run(), tiny_run(seed=5)
-    go(whole)
-    steps = train(half, swiss_roll, batch=20, steps=120, rate=1e-2)
-    next(steps)
+@pytest.mark.parametrize(("begin", "draw"), [(tiny_run, swiss_roll), (tiny_bits_run, heartbeat)])
+def test_resuming_continues_bit_for_bit(tmp_path, begin, draw):
+    """Weights, averages, optimiser and generator: two checkpoint files are the same bytes."""
+    whole, half, rest = begin(), begin(), begin(seed=5)
+    options = {"batch": 20, "steps": 120, "rate": 1e-2}
+    list(train(whole, draw, **options))
+    next(train(half, draw, **options))
     half.save(tmp_path / "half")
     rest.resume(tmp_path / "half")
-    assert rest.step == 50
-    go(rest)
+    assert rest.step == 50 and contents(rest, tmp_path / "rest") == (tmp_path / "half").read_bytes()
+    list(train(rest, draw, **options))
     assert contents(rest, tmp_path / "rest") == contents(whole, tmp_path / "whole")
 
 
@@ -72,26 +82,76 @@ def test_another_seed_walks_another_path(tmp_path):
     assert contents(one, tmp_path / "one") != contents(other, tmp_path / "other")
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path):
-    tiny_run().save(tmp_path / "checkpoint")
-    other = Run(build(EXPERIMENTS["heartbeat"].settings["ours"]), CPU, 0, {})
-    with pytest.raises(UserError, match="another experiment or setting"):
-        other.resume(tmp_path / "checkpoint")
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    path = tmp_path / "checkpoint"
+    tiny_run().save(path)
+    for about, expected in (
+        (ABOUT | {"experiment": "heartbeat"}, "run of experiment swiss_roll, not heartbeat"),
+        (ABOUT | {"seed": "3"}, "run of seed None, not 3"),
+        ({}, "another experiment or setting"),
+    ):
+        other = Run(build(EXPERIMENTS["heartbeat"].settings["ours"]), CPU, 0, about)
+        with pytest.raises(UserError, match=expected):
+            other.resume(path)
+    other, state = tiny_run(), torch.zeros(16, dtype=torch.uint8)  # as long as a GPU's
+    other.generator = SimpleNamespace(get_state=lambda: state)
+    with pytest.raises(UserError, match="another kind of device"):
+        other.resume(path)
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_step_and_spares_the_checkpoint(tmp_path):
-    run, calls = tiny_run(), []
+def test_a_checkpoint_is_written_at_records_once_enough_seconds_have_passed(tmp_path, monkeypatch):
+    """A killed run loses no more than CHECKPOINT_SECONDS and the steps to the next record."""
+    clock, run, saved = [0.0], tiny_run(), []
+    monkeypatch.setattr(training.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(run, "save", lambda path: saved.append(run.step))
+    for record in train(run, swiss_roll, batch=20, steps=430, rate=1e-2, checkpoint=tmp_path / "checkpoint"):
+        clock[0] += 0.4 * training.CHECKPOINT_SECONDS
+        assert not saved or record.step - saved[-1] <= 150
+    assert saved == [200, 350, 430]
+
+
+def check_stops(run, draw, path, message):
+    run.save(path)
+    with pytest.raises(UserError, match=message):
+        list(train(run, draw, batch=20, steps=120, rate=1e-2, checkpoint=path))
+    tensors, about = read_tensors(path)
+    assert about["step"] == "50" and all(value.isfinite().all() for value in tensors.values())
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step_and_spares_the_checkpoint(tmp_path, monkeypatch):
+    calls = []
 
     def draw(n, generator):
         calls.append(n)
         return swiss_roll(n, generator) * (math.nan if len(calls) == 73 else 1)
 
-    monkeypatched = tmp_path / "checkpoint"
-    with pytest.raises(UserError, match="step 73 of swiss_roll --setting tiny"):
-        run.save(monkeypatched)
-        list(train(run, draw, batch=20, steps=120, rate=1e-2, checkpoint=monkeypatched))
-    tensors, about = read_tensors(monkeypatched)
-    assert about["step"] == "0" and all(value.isfinite().all() for value in tensors.values())
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
+    check_stops(tiny_run(), draw, tmp_path / "checkpoint", "K is nan at step 73 of swiss_roll --setting tiny")
+
+
+def test_weights_that_are_not_finite_stop_it_too(tmp_path, monkeypatch):
+    """A step can spoil the weights after its own K was computed."""
+    run, calls = tiny_run(), []
+
+    def spoil(gradient):
+        calls.append(0)
+        return gradient * (math.inf if len(calls) == 100 else 1)
+
+    run.model.p.denoiser.mlp[0].weight.register_hook(spoil)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
+    check_stops(run, swiss_roll, tmp_path / "checkpoint", "a weight is not finite after step 100 of swiss_roll")
+
+
+def test_averaged_weights_follow_early_and_then_slowly(tmp_path):
+    """The first look takes nine tenths of the new weights; from the 890th on, one hundredth."""
+    average, present = [torch.zeros(3)], [torch.ones(3)]
+    for count, share in ((0, 0.9), (90, 0.09), (890, 0.01), (10**6, 0.01)):
+        average[0].zero_()
+        training.follow(average, present, torch.tensor(count))
+        assert float(average[0][0]) == pytest.approx(share)
+    run = tiny_run()
+    go(run, steps=13)
+    assert int(run.average.n_averaged) == 2  # after ten steps, and at the end
 
 
 SCRIPT = """
@@ -99,11 +159,11 @@ import sys; sys.path.insert(0, {tests!r})
 from pathlib import Path
 from dpm import train as training
 import test_train
-training.CHECKPOINT_SECONDS = 0
+training.CHECKPOINT_SECONDS, training.RECORD_STEPS = -1, 10
 run, path = test_train.tiny_run(), Path({path!r})
 if path.exists():
     run.resume(path)
-for record in test_train.train(run, test_train.swiss_roll, batch=20, steps=1500, rate=1e-2, checkpoint=path):
+for record in test_train.train(run, test_train.swiss_roll, batch=20, steps=500, rate=1e-2, checkpoint=path):
     print(record.step, flush=True)
 """
 
@@ -116,36 +176,62 @@ def start(path):
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     assert start(undisturbed).wait() == 0
-    first = start(killed)
-    seen = [int(first.stdout.readline()) for _ in range(3)]
-    time.sleep(0.05)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    with start(killed) as first:
+        seen = [int(first.stdout.readline()) for _ in range(3)]
+        first.send_signal(signal.SIGKILL)
+    assert first.returncode == -signal.SIGKILL
     _, about = read_tensors(killed)
-    assert seen[-1] <= int(about["step"]) < 1500  # no more is lost than what came after the last checkpoint
+    assert seen[-1] <= int(about["step"]) < 500  # no more is lost than what came after the last checkpoint
     assert start(killed).wait() == 0
     assert killed.read_bytes() == undisturbed.read_bytes()
 
 
-def worker(rank, size, folder):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511", "RANK": str(rank), "WORLD_SIZE": str(size)}
-    training.join(CPU)
-    run = tiny_run()
-    go(run, steps=40)
-    run.save(folder / f"{size}-{rank}")
-    torch.distributed.destroy_process_group()
+TOGETHER = """
+import sys
+from dataclasses import replace
+from dpm.__main__ import main
+from dpm.experiments import EXPERIMENTS
+roll = EXPERIMENTS["swiss_roll"]
+small = replace(roll.settings["ours"], batch={batch})
+EXPERIMENTS["swiss_roll"] = replace(roll, held_out=20, settings={{"ours": small}})
+sys.exit(main())
+"""
+
+
+def train_together(folder, processes, batch):
+    """`dpm train` under torchrun, with a small batch and few held-out samples."""
+    script = folder / "script.py"
+    script.write_text(TOGETHER.format(batch=batch))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] * (processes > 1)
+    words = ["train", "swiss_roll", "--setting", "ours", "--steps", "60", "--device", "cpu", "--json"]
+    return subprocess.run(
+        [sys.executable, *torchrun, script, *words, "--out", folder / "run"], capture_output=True, text=True
+    )
 
 
 def test_two_processes_walk_the_path_of_one(tmp_path):
-    torch.multiprocessing.spawn(worker, (2, tmp_path), nprocs=2)
-    alone = tiny_run()
-    go(alone, steps=40)
-    alone.save(tmp_path / "1-0")
-    one, first, second = (read_tensors(tmp_path / name)[0] for name in ("1-0", "2-0", "2-1"))
-    weights = [name for name in one if name.startswith(("model.", "average."))]
-    assert weights and all(torch.equal(first[name], second[name]) for name in weights)
+    """torchrun: the weights of one process but for rounding; one prints, one writes, both end well."""
+    one, two = (tmp_path / name for name in ("one", "two"))
+    for processes, folder in enumerate((one, two), start=1):
+        folder.mkdir()
+        result = train_together(folder, processes, batch=40)
+        assert result.returncode == 0, result.stderr
+        assert json.loads(result.stdout)["experiment"] == "swiss_roll" and result.stdout.count("\n") == 1
+        assert result.stderr.count(" 0/60 ") == 1 and "Warning" not in result.stderr
+        assert sorted(os.listdir(folder / "run")) == ["checkpoint.safetensors", "results.json", "weights.safetensors"]
+    alone, (together, _) = (read_tensors(folder / "run" / "checkpoint.safetensors") for folder in (one, two))
+    weights = [name for name in together if name.startswith(("model.", "average."))]
+    assert weights and together.keys() == alone[0].keys()
     for name in weights:
-        torch.testing.assert_close(one[name], first[name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(together[name], alone[0][name], rtol=1e-5, atol=1e-5)
+    assert torch.equal(together["generator"], alone[0]["generator"])
+
+
+def test_a_batch_that_does_not_split_is_refused_in_one_line_before_anything_is_written(tmp_path):
+    result = train_together(tmp_path, 2, batch=41)
+    assert result.returncode != 0 and result.stdout == ""
+    [line] = [line for line in result.stderr.splitlines() if line.startswith("dpm: ")]
+    assert "batch of 41 does not split evenly over 2" in line and not (tmp_path / "run").exists()
 
 
 def test_a_batch_that_does_not_split_is_refused(monkeypatch):
@@ -160,7 +246,11 @@ def test_the_device_is_chosen_in_one_place(monkeypatch):
     with pytest.raises(UserError, match="no CUDA device"):
         choose_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert choose_device("auto").type == "cuda" and choose_device("cpu") == CPU
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("auto") == torch.device("cuda", 0) and choose_device("cpu") == CPU
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="3 processes for 2 GPUs"):
+        choose_device("auto")
 
 
 def test_the_heartbeat_climbs_from_the_null_model():
