@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from torch.special import entr
 
 from dpm.bound import per_sample
-from dpm.forward import Bits, Chain, Law, Normal
+from dpm.forward import Bits, Chain, Law, Normal, everywhere
 
 
 def upper(q: Chain, x0: Tensor, t: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def mismatch(q: Chain, x0: Tensor, t: Tensor) -> Tensor:
 
 def log_density(q: Chain, points: Tensor, xt: Tensor, t: int, variance: float = 0.0) -> Tensor:
     """log q(x^t), a mixture of M laws q(x^t|x⁰): x^t [B, D] → [B] nats."""
-    law = q.marginal(points, torch.full((len(points),), t))
+    law = q.marginal(points, everywhere(t, points))
     if isinstance(law, Normal):
         law = Normal(law.loc, law.variance + q.alpha_bar[t] * variance)
     return torch.logsumexp(law.log_prob(xt[:, None]).sum(-1), dim=1) - math.log(len(points))
@@ -62,12 +62,12 @@ def state_entropy(
 def exact(q: Chain, points: Tensor, t: int, grid: Tensor, cell: Tensor | float = 1.0, variance: float = 0.0) -> Tensor:
     """H_q(X^{t−1}|X^t) by (27), in nats; grid and cell as in `state_entropy`."""
     before, after = (state_entropy(q, points, s, grid, cell, variance) for s in (t - 1, t))
-    return upper(q, points, torch.full((len(points),), t)).mean() + before - after
+    return upper(q, points, everywhere(t, points)).mean() + before - after
 
 
 def sampled(q: Chain, points: Tensor, x0: Tensor, t: int, generator: Generator, variance: float = 0.0) -> Tensor:
     """−log q(x^{t−1}|x^t) by Bayes' rule on one step of the chain from each x⁰: [B] nats, whose mean is (27)."""
-    steps = torch.full((len(x0),), t)
+    steps = everywhere(t, x0)
     before = q.marginal(x0, steps - 1).at(q.noise(x0, generator))
     kernel = q.step(before, steps)
     after = kernel.at(q.noise(x0, generator))

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import logsigmoid
 
 from dpm.bound import per_sample
-from dpm.forward import Binomial, Bits, Chain, Gaussian, Law, Normal, at_time
+from dpm.forward import Binomial, Bits, Chain, Gaussian, Law, Normal, at_time, everywhere
 from dpm.reverse import Reverse, edge
 
 
@@ -173,7 +173,7 @@ def trajectory(
     law, paid = q.prior(like), like.new_zeros(len(like))
     log_weight = like.new_zeros(len(like))
     for t in range(q.T, -1, -1):
-        steps = torch.full((len(like),), t, device=like.device)
+        steps = everywhere(t, like)
         r_t = choice(r, q, steps, like)
         x = r_t.times(law).at(q.noise(like, generator))
         log_weight = log_weight + r_t.log_weight(law, x) - paid
