@@ -1,10 +1,12 @@
-"""The command line: dpm list | train | evaluate | optimum | sample."""
+"""The command line: dpm list | train | evaluate | optimum | schedule | sample."""
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,20 +15,25 @@ from torch import Generator
 from tqdm import tqdm
 
 from dpm import plots
-from dpm.bound import evaluate, in_bits, mean_and_error
+from dpm.bound import in_bits, mean_and_error
+from dpm.datasets import heartbeat, heartbeat_sequences
 from dpm.experiments import (
+    BETA_1,
     EXPERIMENTS,
+    Experiment,
     build,
     choose,
-    held_out,
     load,
     provenance,
     report,
     weights_path,
 )
 from dpm.files import UserError, read_tensors, refuse_unwritable, write, write_json, write_tensors
+from dpm.forward import Binomial, Gaussian
+from dpm.optimum import Optimum, best_K, best_schedule, exact_K
 from dpm.reverse import sample
-from dpm.train import Run, choose_device, join, place, refuse_uneven, train
+from dpm.schedules import erase_evenly, geometric
+from dpm.train import Draw, Run, choose_device, join, place, refuse_uneven, train
 
 
 def show(result: dict, as_json: bool) -> None:
@@ -133,23 +140,76 @@ def evaluate_experiment(args: argparse.Namespace) -> None:
 def optimum(args: argparse.Namespace) -> None:
     """`dpm optimum`: K*, the most any network can reach with the untrained chain of T steps."""
     experiment, _ = choose(args.name, "paper")
-    T = experiment.T if args.T is None else args.T
-    if not 2 <= T <= 100_000:
-        raise UserError(f"--T {T}: give 2 steps, the fewest that a bound has, to 100000")
-    q, x0 = experiment.chain(T), held_out(experiment, args.seed)[:4_000]
-    K, error = mean_and_error(in_bits(evaluate(experiment.optimum, q, x0, Generator().manual_seed(args.seed)).K))
+    T = steps(experiment, args)
+    p, q, draw = experiment.optimum, experiment.chain(T), experiment.draw
+    if args.length or args.period:
+        p, q, draw = other_heartbeat(args, T)
+    counted = exact_K(p, q) if isinstance(q, Binomial) else None
+    generator = Generator().manual_seed(args.seed)
+    x0 = draw(min(40_000, max(1_000, 600_000 // T)), generator)  # about as much work for every T
+    sampled = (math.nan, 0.0) if counted is not None else mean_and_error(in_bits(best_K(p, q, x0, generator)))
     show(
         {
             "experiment": args.name,
             "T": T,
-            "K_optimum_bits": K,
-            "K_optimum_stderr_bits": error,
-            "minus_entropy_bits": float(in_bits(experiment.optimum.log_probability(x0)).mean()),
+            "K_optimum_bits": sampled[0] if counted is None else float(in_bits(counted)),
+            "K_optimum_stderr_bits": sampled[1],
+            "minus_entropy_bits": float(in_bits(p.log_probability(x0)).mean()),
             "unit": experiment.unit,
             "provenance": provenance(sys.argv[1:], args.seed, torch.device("cpu")),
         },
         args.json,
     )
+
+
+def steps(experiment: Experiment, args: argparse.Namespace) -> int:
+    """--T, or the paper's own."""
+    T = experiment.T if args.T is None else args.T
+    if not 2 <= T <= 100_000:
+        raise UserError(f"--T {T}: give 2 steps, the fewest that a bound has, to 100000")
+    return T
+
+
+def other_heartbeat(args: argparse.Namespace, T: int) -> tuple[Optimum, Binomial, Draw]:
+    """The heartbeat of another length and period: its optimum, a chain to its own mean activity, its data."""
+    if args.name != "heartbeat":
+        raise UserError(f"--length and --period shape the heartbeat, not {args.name}")
+    length, period = args.length or 20, args.period or 5
+    if not (1 <= length <= 10_000 and 2 <= period <= 1_000):
+        raise UserError(f"--length {length} --period {period}: give 1 to 10000 bits, and 2 to 1000 between ones")
+    points = heartbeat_sequences(length, period)
+    return (
+        Optimum(points),
+        Binomial(erase_evenly(T), float(points.mean())),
+        partial(heartbeat, length=length, period=period),
+    )
+
+
+def schedule(args: argparse.Namespace) -> None:
+    """`dpm schedule`: the rates that make K* the highest, beside the best geometric ones, on fresh samples."""
+    experiment, _ = choose(args.name, "paper")
+    T = steps(experiment, args)
+    if not isinstance(experiment.chain(2), Gaussian):
+        raise UserError(f"{args.name} is made of bits; a best schedule is computed for real numbers")
+    if args.out:
+        refuse_unwritable(args.out)
+    p, generator = experiment.optimum, Generator().manual_seed(args.seed)
+    beta = best_schedule(p, T, BETA_1, experiment.draw(1_500, generator), generator)
+    x0 = experiment.draw(4_000, generator)
+
+    def K(beta: torch.Tensor) -> torch.Tensor:
+        return in_bits(best_K(p, Gaussian(beta), x0, Generator().manual_seed(args.seed)))
+
+    geometrics = [K(geometric(T, BETA_1, last / 100)) for last in range(40, 100, 5)]
+    best, rival = K(beta), max(geometrics, key=lambda K: float(K.mean()))
+    (K_best, error), (gain, gain_error) = mean_and_error(best), mean_and_error(best - rival)
+    result = {"experiment": args.name, "T": T, "unit": experiment.unit}
+    result |= {"K_optimum_bits": K_best, "K_optimum_stderr_bits": error}
+    result |= {"over_best_geometric_bits": gain, "over_best_geometric_stderr_bits": gain_error}
+    result |= {"provenance": provenance(sys.argv[1:], args.seed, torch.device("cpu"))}
+    if args.out:
+        write_json(args.out, result | {"beta": beta.tolist()})
+    show(result, args.json)
 
 
 def sample_experiment(args: argparse.Namespace) -> None:
@@ -211,7 +271,13 @@ def parser() -> Parser:
     training.add_argument("--out", type=Path, help="folder, runs/NAME-SETTING when not given")
     training.add_argument("--resume", action="store_true", help="continue from the folder's checkpoint")
     command("evaluate", evaluate_experiment, "K on held-out data, its parts, L_null and K*")
-    command("optimum", optimum, "K* and −H(X⁰)").add_argument("--T", type=int, help="number of steps")
+    exact = command("optimum", optimum, "K* and −H(X⁰)")
+    exact.add_argument("--T", type=int, help="number of steps")
+    exact.add_argument("--length", type=int, help="bits of another heartbeat")
+    exact.add_argument("--period", type=int, help="bits from one of its ones to the next")
+    rates = command("schedule", schedule, "the rates that make K* the highest")
+    rates.add_argument("--T", type=int, help="number of steps")
+    rates.add_argument("--out", type=Path, help="a JSON file for them")
     sampling = command("sample", sample_experiment, "draw from p(x⁰)")
     sampling.add_argument("-n", type=int, default=16, help="how many")
     sampling.add_argument("--out", type=Path, help="a PNG of the samples")

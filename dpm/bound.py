@@ -13,7 +13,7 @@ from dpm.reverse import Reverse, edge
 
 def per_sample(values: Tensor) -> Tensor:
     """Sum over all but the batch: [B, …] → [B]."""
-    return values.flatten(1).sum(1)
+    return values.reshape(len(values), -1).sum(1)
 
 
 @dataclass(frozen=True)

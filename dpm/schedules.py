@@ -3,6 +3,8 @@
 Every schedule is a float64 tensor of T+1 slots, so that an index is the paper's t; slot 0 holds 0, "no noise".
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +36,20 @@ def from_alpha_bar(alpha_bar: Tensor) -> Tensor:
 def log_alpha_bar(beta: Tensor) -> Tensor:
     """log ᾱ_t = Σ_{s≤t} log(1−β_s), shape [T+1]; −∞ once some β is 1."""
     return torch.log1p(-beta).cumsum(0)
+
+
+def shortest_paths(loss: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """The cheapest way from place 0 to each place in so many steps, step j → k costing loss[j, k], ∞ if barred.
+
+    loss [G, G] → costs [G] and places visited [G, steps+1]. Dynamic programming: exact, in G² a step.
+    """
+    cost = torch.full_like(loss[0], math.inf)
+    cost[0] = 0
+    path = torch.arange(len(loss), device=loss.device)[:, None]
+    for _ in range(steps):
+        cost, before = (cost[:, None] + loss).min(0)
+        path = torch.cat([path[before], torch.arange(len(loss), device=loss.device)[:, None]], dim=1)
+    return cost, path
 
 
 class Fixed(nn.Module):
