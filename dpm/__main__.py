@@ -142,7 +142,7 @@ def optimum(args: argparse.Namespace) -> None:
     experiment, _ = choose(args.name, "paper")
     T = steps(experiment, args)
     p, q, draw = experiment.optimum, experiment.chain(T), experiment.draw
-    if args.length or args.period:
+    if args.length is not None or args.period is not None:
         p, q, draw = other_heartbeat(args, T)
     counted = exact_K(p, q) if isinstance(q, Binomial) else None
     generator = Generator().manual_seed(args.seed)
@@ -174,7 +174,7 @@ def other_heartbeat(args: argparse.Namespace, T: int) -> tuple[Optimum, Binomial
     """The heartbeat of another length and period: its optimum, a chain to its own mean activity, its data."""
     if args.name != "heartbeat":
         raise UserError(f"--length and --period shape the heartbeat, not {args.name}")
-    length, period = args.length or 20, args.period or 5
+    length, period = (20 if args.length is None else args.length), (5 if args.period is None else args.period)
     if not (1 <= length <= 10_000 and 2 <= period <= 1_000):
         raise UserError(f"--length {length} --period {period}: give 1 to 10000 bits, and 2 to 1000 between ones")
     points = heartbeat_sequences(length, period)

@@ -191,7 +191,7 @@ def interchangeable(groups: Tensor, sizes: Tensor, weights: Tensor) -> list[list
 
 
 def counts(classes: list[list[int]], sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers of ones in each group, each class in one order: [S, G], and the log of how many states each stands for."""
+    """Numbers of ones in each group, each class in one order, [S, G], and log of how many states each stands for."""
     choices = [list(combinations_with_replacement(range(int(sizes[one[0]]) + 1), len(one))) for one in classes]
     orders = [
         [math.lgamma(len(one) + 1) - sum(math.lgamma(n + 1) for n in Counter(some).values()) for some in choice]

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import pickle
 import re
@@ -14,8 +15,12 @@ import torch
 from dpm import __main__ as command
 from dpm import train as training
 from dpm.bound import in_bits
+from dpm.datasets import heartbeat_sequences
 from dpm.experiments import EXPERIMENTS, weights_path
 from dpm.files import read_tensors
+from dpm.forward import Binomial
+from dpm.optimum import Optimum, exact_K
+from dpm.schedules import erase_evenly
 from dpm.train import Record
 
 KEYS = {"experiment", "K_bits", "K_stderr_bits", "unit", "L_null_bits", "K_minus_L_null_bits", "K_optimum_bits"}
@@ -71,6 +76,33 @@ def test_optimum_prints_K_star(dpm, few):
     assert status == 0 and result["T"] == 20 and result["K_optimum_bits"] < result["minus_entropy_bits"]
     assert out.count("\n") == 1 and result["experiment"] == "heartbeat" and result["unit"] == "bits/seq"
     assert result["provenance"]["command"] == "dpm optimum heartbeat --T 20 --json"
+    assert result["K_optimum_stderr_bits"] == 0  # every state counted
+
+
+def test_optimum_of_another_heartbeat(dpm):
+    """Two phases of six bits: K* by the book's own module, −H(X⁰) = −1."""
+    status, out, _ = dpm("optimum", "heartbeat", "--T", "9", "--length", "6", "--period", "2", "--json")
+    result, points = json.loads(out), heartbeat_sequences(6, 2)
+    assert status == 0 and result["minus_entropy_bits"] == pytest.approx(-1)
+    K = exact_K(Optimum(points), Binomial(erase_evenly(9), 0.5))
+    assert result["K_optimum_bits"] == pytest.approx(float(in_bits(K)), abs=1e-12)
+
+
+def test_optimum_of_the_roll_states_its_error(dpm, monkeypatch):
+    monkeypatch.setattr(command, "best_K", lambda p, q, x0, generator: torch.tensor([1.0, 3.0]))
+    result = json.loads(dpm("optimum", "swiss_roll", "--T", "4", "--json")[1])
+    assert result["K_optimum_bits"] == pytest.approx(2 / math.log(2))
+    assert result["K_optimum_stderr_bits"] == pytest.approx(1 / math.log(2))
+
+
+def test_schedule_writes_its_rates(dpm, tmp_path, monkeypatch):
+    rates = torch.tensor([0, 1e-4, 0.1, 0.2], dtype=torch.float64)
+    monkeypatch.setattr(command, "best_schedule", lambda *args: rates)
+    monkeypatch.setattr(command, "best_K", lambda p, q, x0, generator: q.log_alpha_bar[-1:].expand(2) * rates[1:3])
+    status, out, _ = dpm("schedule", "swiss_roll", "--T", "3", "--out", tmp_path / "rates.json", "--json")
+    result = json.loads((tmp_path / "rates.json").read_text())
+    assert status == 0 and result["beta"] == rates.tolist() and result["T"] == 3
+    assert json.loads(out)["over_best_geometric_bits"] == result["over_best_geometric_bits"]
 
 
 def test_train_writes_weights_that_evaluate_reads(dpm, few, tmp_path):
@@ -237,6 +269,9 @@ MISTAKES = {
     "endless samples": (lambda tmp: ["sample", "heartbeat", "-n", 10**12], "give 1 to 1000000"),
     "endless steps": (lambda tmp: ["optimum", "heartbeat", "--T", 10**12], "to 100000"),
     "one step": (lambda tmp: ["optimum", "heartbeat", "--T", 1], "--T 1"),
+    "a one in every bin": (lambda tmp: ["optimum", "heartbeat", "--period", 1], "--period 1"),
+    "a period of a roll": (lambda tmp: ["optimum", "swiss_roll", "--period", 3], "not swiss_roll"),
+    "rates of bits": (lambda tmp: ["schedule", "heartbeat"], "made of bits"),
     "no command": (lambda tmp: [], "COMMAND"),
     "unknown command": (lambda tmp: ["dance"], "invalid choice: 'dance'"),
     "unknown option": (lambda tmp: ["list", "--loud"], "unrecognized arguments: --loud"),

@@ -12,7 +12,16 @@ from torch import Generator
 from dpm.bound import Bound, estimate, evaluate, mean_and_error
 from dpm.datasets import ROLL_NOISE, heartbeat, heartbeat_sequences, roll_points, swiss_roll
 from dpm.forward import Binomial, Bits, Gaussian, Normal
-from dpm.optimum import BlurredOptimum, Optimum
+from dpm.optimum import (
+    BlurredOptimum,
+    FullOptimum,
+    Optimum,
+    best_K,
+    best_schedule,
+    counts,
+    exact_K,
+    interchangeable,
+)
 from dpm.schedules import erase_evenly, geometric
 
 
@@ -239,3 +248,158 @@ def test_log_probability_of_a_curve_is_quadrature_over_it():
     coarse, fine = (BlurredOptimum(roll_points(count), ROLL_NOISE**2).log_probability(x0) for count in (2000, 8000))
     assert float((coarse - fine).abs().max()) < 0.01
     assert float((coarse - fine).abs().median()) < 1e-9
+
+
+# K* of bits, counted, and K* of anything, averaged over the x⁰ that explain an x^t
+
+UNEVEN = real(0.5, 0.3, 0.2)
+
+
+@pytest.mark.parametrize(("length", "period"), [(4, 2), (6, 3), (7, 3), (5, 8), (8, 4)])
+@pytest.mark.parametrize("T", [2, 7])
+def test_counted_K_is_K_over_every_state(length, period, T):
+    points = heartbeat_sequences(length, period)
+    q = Binomial(erase_evenly(T), float(points.mean()))
+    best = Optimum(points)
+    assert float(exact_K(best, q)) == pytest.approx(float(exact_K_of_bits(best, q, points)), abs=1e-11)
+
+
+def test_counted_K_of_weighted_points_is_that_of_points_repeated():
+    """Weights 0.5, 0.3, 0.2 are ten points of which five, three and two are the same."""
+    q, weighted = Binomial(erase_evenly(5), 0.4), Optimum(THREE, UNEVEN)
+    repeated = THREE.repeat_interleave(torch.tensor([5, 3, 2]), 0)
+    K = float(exact_K_of_bits(Optimum(repeated), q, repeated))
+    assert float(exact_K(weighted, q)) == pytest.approx(K, abs=1e-12)
+    assert float(exact_K(Optimum(THREE), q)) != pytest.approx(K, abs=1e-3)
+    xt, t = all_states(3), torch.full((8,), 3)
+    assert torch.allclose(weighted(q, xt, t).probs, Optimum(repeated)(q, xt, t).probs, atol=1e-13)
+    assert weighted.log_probability(THREE).exp().tolist() == pytest.approx([0.5, 0.3, 0.2])
+
+
+def test_only_what_the_data_let_change_places_is_interchangeable():
+    groups, sizes = heartbeat_sequences(6, 3).T.unique(dim=0, return_counts=True)
+    assert interchangeable(groups, sizes, torch.full((3,), 1 / 3)) == [[0, 1, 2]]
+    assert interchangeable(groups, torch.tensor([2, 1, 2]), torch.full((3,), 1 / 3)) == [[0, 2], [1]]
+    assert sorted(map(len, interchangeable(groups, sizes, real(0.5, 0.25, 0.25)))) == [1, 2]
+    assert len(interchangeable(THREE.T, torch.ones(3, dtype=torch.long), torch.full((3,), 1 / 3))) == 3
+
+
+@pytest.mark.parametrize(("classes", "sizes"), [([[0, 1, 2]], [2, 2, 2]), ([[0, 2], [1]], [3, 1, 3]), ([[0]], [5])])
+def test_counts_stand_for_every_state_once(classes, sizes):
+    ones, log_ways = counts(classes, torch.tensor(sizes))
+    assert float(log_ways.exp().sum()) == pytest.approx(2 ** sum(sizes), rel=1e-13)
+    assert float(log_ways.exp() @ ones.sum(1)) == pytest.approx(sum(sizes) * 2 ** (sum(sizes) - 1), rel=1e-13)
+
+
+def test_too_many_states_are_not_counted():
+    points = heartbeat_sequences(200, 10)
+    assert exact_K(Optimum(points), Binomial(erase_evenly(3), 0.1)) is None
+
+
+@pytest.mark.parametrize("T", [2, 10, 2000])
+def test_counted_K_of_the_heartbeat_rises_towards_minus_its_entropy(T):
+    points = heartbeat_sequences()
+    K, more = (float(exact_K(Optimum(points), Binomial(erase_evenly(n), 0.2))) for n in (T, T + T // 2))
+    assert K < more < -math.log(5)
+
+
+def test_counted_K_has_the_slope_of_its_difference_in_beta():
+    points, beta = heartbeat_sequences(6, 3), erase_evenly(4)
+    beta[-1] = 0.9
+    beta.requires_grad_()
+    [slope] = torch.autograd.grad(exact_K(Optimum(points), Binomial(beta, 1 / 3)), beta)
+    for t in (1, 2, 4):
+        move = torch.zeros(5, dtype=torch.float64)
+        move[t] = 1e-6
+        up, down = (float(exact_K(Optimum(points), Binomial(beta.detach() + s * move, 1 / 3))) for s in (1, -1))
+        assert float(slope[t]) == pytest.approx((up - down) / 2e-6, rel=1e-6)
+
+
+def test_averaged_K_of_bits_is_the_counted_one_in_the_mean():
+    points, generator = heartbeat_sequences(), Generator().manual_seed(0)
+    q, best = Binomial(erase_evenly(20), 0.2), Optimum(points)
+    x0 = heartbeat(20_000, generator)
+    K, error = mean_and_error(best_K(best, q, x0, generator))
+    assert abs(K - float(exact_K(best, q))) < 4 * error < 0.1
+
+
+@pytest.mark.parametrize("kind", [BlurredOptimum, FullOptimum])
+def test_averaged_K_of_reals_is_K_in_the_mean_and_varies_less(kind):
+    best, q = kind(roll_points(500), ROLL_NOISE**2), Gaussian(geometric(6, 1e-3, 0.9))
+    x0 = swiss_roll(4_000, Generator().manual_seed(0))
+    averaged, plain = (
+        best_K(best, q, x0, Generator().manual_seed(1)),
+        evaluate(best, q, x0, Generator().manual_seed(1)).K,
+    )
+    difference, error = mean_and_error(averaged - plain)
+    assert abs(difference) < 4 * error
+    assert float(averaged.std()) < 0.5 * float(plain.std())
+
+
+def test_averaged_K_on_the_line_is_K_by_quadrature():
+    q, best = Gaussian(geometric(5, 0.05, 0.95)), BlurredOptimum(PLACES, WIDTH)
+    K = K_by_quadrature(best, q)
+    x0, _, weight = mixture_quadrature()
+    assert float(weight @ best_K(best, q, x0, Generator())) == pytest.approx(K, abs=1e-9)
+
+
+def test_full_optimum_has_all_moments_of_q_of_the_step_before():
+    points, variance, xt = real([1.2, -0.3], [-0.5, 1.0], [-0.7, -0.7]), 0.05, real([0.3, 0.4])
+    q, axis = Gaussian(geometric(4, 0.1, 0.9)), np.linspace(-7, 7, 281)
+    y = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+    for t in range(2, 5):
+        b = float(q.beta[t])
+        weight = mixture_before(q, points, variance, t, y)
+        weight *= stats.norm.pdf(xt.numpy(), math.sqrt(1 - b) * y, math.sqrt(b)).prod(1)
+        weight /= weight.sum()
+        law = FullOptimum(points, variance)(q, xt, torch.tensor([t]))
+        assert law.mean[0].tolist() == pytest.approx((weight @ y).tolist(), abs=1e-9)
+        assert np.allclose(law.covariance_matrix[0], np.cov(y.T, aweights=weight, ddof=0), atol=1e-9)
+
+
+def test_full_optimum_loses_less_than_the_diagonal_one():
+    q, x0 = Gaussian(geometric(6, 1e-3, 0.9)), swiss_roll(2_000, Generator().manual_seed(0))
+    diagonal, full = (
+        evaluate(kind(roll_points(500), ROLL_NOISE**2), q, x0, Generator().manual_seed(1)).K
+        for kind in (BlurredOptimum, FullOptimum)
+    )
+    gain, error = mean_and_error(full - diagonal)
+    assert gain > 5 * error
+
+
+def test_weighted_mixture_is_points_repeated():
+    q, xt, t = Gaussian(geometric(4, 0.1, 0.9)), real([0.3], [-2.0]), torch.tensor([2, 4])
+    weighted = BlurredOptimum(PLACES, WIDTH, UNEVEN)
+    repeated = BlurredOptimum(PLACES.repeat_interleave(torch.tensor([5, 3, 2]), 0), WIDTH)
+    ours, same = weighted(q, xt, t), repeated(q, xt, t)
+    assert torch.allclose(ours.mean, same.mean, atol=1e-13) and torch.allclose(ours.variance, same.variance, atol=1e-13)
+    assert torch.allclose(weighted.log_probability(xt), repeated.log_probability(xt), atol=1e-12)
+
+
+# The best schedule
+
+
+def test_a_step_costs_what_its_two_signal_to_noise_ratios_say():
+    """½ Σ log(1 + (s − r) Var(x⁰_i|x^t)) is H[f*] − H_q(X^{t−1}|X^t,X⁰), at every x^t."""
+    q, best = Gaussian(geometric(5, 0.01, 0.9)), BlurredOptimum(roll_points(200), 0.01)
+    xt = torch.randn(50, 2, generator=Generator().manual_seed(0), dtype=torch.float64)
+    snr = q.alpha_bar / q.noise_level
+    for t in range(2, 6):
+        steps = torch.full((50,), t)
+        cost = (best(q, xt, steps).entropy() - q.posterior(xt, xt, steps).entropy()).sum(1)
+        variance = best.moments(q, xt, steps)[1]
+        assert torch.allclose(cost, 0.5 * torch.log1p((snr[t - 1] - snr[t]) * variance).sum(1), atol=1e-11)
+
+
+def test_best_schedule_beats_every_geometric_one():
+    """On fresh samples, with the same noise: by more than three standard errors, and β_1 is as asked."""
+    best, generator = BlurredOptimum(roll_points(500), ROLL_NOISE**2), Generator().manual_seed(0)
+    beta = best_schedule(best, 8, 1e-3, swiss_roll(500, generator), generator, places=150)
+    assert float(beta[1]) == pytest.approx(1e-3, rel=1e-9) and beta.shape == (9,)
+    x0 = swiss_roll(3_000, generator)
+    K = best_K(best, Gaussian(beta), x0, Generator().manual_seed(1))
+    for last in (0.3, 0.5, 0.7, 0.9):
+        gain, error = mean_and_error(
+            K - best_K(best, Gaussian(geometric(8, 1e-3, last)), x0, Generator().manual_seed(1))
+        )
+        assert gain > 3 * error

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Generator
 
-from dpm.schedules import Fixed, Learned, erase_evenly, from_alpha_bar, geometric, log_alpha_bar
+from dpm.schedules import Fixed, Learned, erase_evenly, from_alpha_bar, geometric, log_alpha_bar, shortest_paths
 
 
 def signal_shares(beta):
@@ -110,3 +110,16 @@ def test_learned_rates_stay_between_0_and_1_and_leave_beta_1_alone(size):
     assert bool(((moved[2:] > 0) & (moved[2:] < 1)).all())
     odds = (moved / (1 - moved) / (beta / (1 - beta)))[2:]
     assert odds.tolist() == pytest.approx([math.exp(size)] * 7, rel=1e-2, abs=0)  # 1 − β near 1e-13 has few digits left
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_shortest_paths_are_the_best_of_all_paths(steps):
+    loss = torch.rand(5, 5, generator=Generator().manual_seed(steps), dtype=torch.float64)
+    loss = torch.where(torch.ones(5, 5).triu(1) > 0, loss, math.inf)
+    cost, path = shortest_paths(loss, steps)
+    for end in range(steps, 5):
+        ways = [(0, *between, end) for between in itertools.combinations(range(1, end), steps - 1)]
+        costs = [sum(float(loss[a, b]) for a, b in itertools.pairwise(way)) for way in ways]
+        assert float(cost[end]) == pytest.approx(min(costs), abs=1e-14)
+        assert tuple(path[end].tolist()) == ways[costs.index(min(costs))]
+    assert cost[:steps].isinf().all()
