@@ -131,3 +131,29 @@ def in_bits(nats: Tensor) -> Tensor:
 def mean_and_error(values: Tensor) -> tuple[float, float]:
     """The mean over a batch and its standard error."""
     return float(values.mean()), float(values.std() / math.sqrt(len(values)))
+
+
+# Units. A pixel has `channels` numbers; `scale` is how many grey levels one unit of x spans: x = (level + noise)/scale.
+
+
+def bits_per_dimension(K: float, channels: int, scale: float) -> float:
+    """Table 1's K, bits a pixel, as the bits a dimension in which others report: an upper bound, smaller is better.
+
+    log₂(scale) − K/C bounds −log₂ P(level) when x holds uniform noise of exactly one level.
+    """
+    return math.log2(scale) - K / channels
+
+
+def bits_per_pixel(bits: float, channels: int, scale: float) -> float:
+    """Bits a dimension as Table 1's K, bits a pixel: `bits_per_dimension` read backwards."""
+    return channels * (math.log2(scale) - bits)
+
+
+def null_bits(channels: int) -> float:
+    """L_null of Table 1 for data of mean square 1, bits a pixel: −½ log₂(2πe) for each channel."""
+    return -channels / 2 * math.log2(2 * math.pi * math.e)
+
+
+def ceiling(beta_1: float, channels: int) -> float:
+    """The most that (14) can be with the edge step (44): −H_q(X¹|X⁰), bits a pixel of a Gaussian chain."""
+    return -channels / 2 * math.log2(2 * math.pi * math.e * beta_1)

@@ -207,6 +207,26 @@ def posteriors(curve: Tensor, clouds: Sequence[Tensor], titles: Sequence[str], y
     return figure
 
 
+def ruler(
+    values: dict[str, float], xlabel: str, top: str, there: Callable, back: Callable, mark: float, stray: Sequence[str]
+) -> Figure:
+    """One named number a row, read in two units: below as it is, above through `there`, whose inverse is `back`.
+
+    A dotted line at `mark`; the rows named in `stray` are orange crosses.
+    """
+    figure = Picture(figsize=(7.2, 0.28 * len(values) + 1.6), layout="constrained")
+    axes = figure.subplots()
+    for row, (name, value) in enumerate(values.items()):
+        sign, colour = ("x", ORANGE) if name in stray else ("o", BLUE)
+        axes.plot(value, row, sign, color=colour, mew=2)
+    axes.axvline(mark, color="black", ls=":")
+    axes.set(xlabel=xlabel, yticks=range(len(values)), yticklabels=list(values))
+    axes.invert_yaxis()
+    axes.grid(axis="y", lw=0.5)
+    axes.secondary_xaxis("top", functions=(there, back)).set_xlabel(top)
+    return figure
+
+
 def png(figure: Figure, colours: int | None = None) -> bytes:
     """A figure as PNG; with `colours`, on a palette of that many, a third of the size."""
     buffer = io.BytesIO()

@@ -17,11 +17,15 @@ import dpm.bound
 from dpm.bound import (
     Bound,
     along_trajectory,
+    bits_per_dimension,
+    bits_per_pixel,
+    ceiling,
     estimate,
     evaluate,
     in_bits,
     log_null,
     mean_and_error,
+    null_bits,
     per_sample,
     step_kl,
     stratified_steps,
@@ -531,3 +535,53 @@ def test_evaluate_gives_each_sample_its_own_noise_and_repeats_with_its_seed():
     x0 = heartbeat(1, Generator().manual_seed(0)).expand(50, -1)
     kl, again = (evaluate(p, q, x0, Generator().manual_seed(1)).kl for _ in range(2))
     assert torch.equal(kl, again) and len(kl.unique()) > 25
+
+
+# Units
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("scale", [0.8, 64.15])
+def test_bits_a_dimension_of_the_true_density_are_the_entropy_of_the_levels(channels, scale):
+    """Levels with noise of one level have a density P(level)·scale a channel: its K must turn into their entropy."""
+    P = real(1, 2, 4, 9).div(16)
+    K = channels * float(P @ (P * scale).log2())
+    entropy = stats.entropy(P.numpy(), base=2)
+    assert bits_per_dimension(K, channels, scale) == pytest.approx(entropy, abs=1e-12)
+    assert bits_per_pixel(entropy, channels, scale) == pytest.approx(K, abs=1e-12)
+
+
+def test_bits_a_dimension_of_a_normal_density_bound_those_of_its_levels():
+    """log₂(scale) − K/C with K by quadrature inside each level, against P(level) by the normal's own integral."""
+    scale, levels, P = 3.0, torch.arange(-4, 4).double(), real(1, 2, 4, 9, 9, 4, 2, 1).div(32)
+    inside = (torch.arange(1000).double() + 0.5) / 1000
+    log_density = stats.norm.logpdf(((levels[:, None] + inside) / scale).numpy()).mean(1) / math.log(2)
+    exact = stats.norm.cdf((levels + 1) / scale) - stats.norm.cdf(levels / scale)
+    bound = bits_per_dimension(float(P.numpy() @ log_density), 1, scale)
+    assert 0 < bound + float(P.numpy() @ torch.from_numpy(exact).log2().numpy()) < 0.01
+
+
+def test_bits_a_dimension_do_not_depend_on_the_unit_of_x():
+    """Twice as many levels to the unit make K larger by one bit a channel."""
+    assert bits_per_dimension(5.4, 3, 64.0) == pytest.approx(bits_per_dimension(5.4 + 3, 3, 128.0), abs=1e-12)
+
+
+def test_CIFAR_10_of_Table_1_is_4_20_bits_a_dimension():
+    assert bits_per_dimension(5.4, 3, 255 * 0.25157) == pytest.approx(4.2034, abs=5e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_null_bits_are_L_null_of_data_of_mean_square_one(channels):
+    x0 = torch.tensor([-1.0, 1.0]).double()[:, None].expand(2, channels)
+    assert null_bits(channels) == pytest.approx(float(in_bits(log_null(Gaussian(BETAS[0]), x0)).mean()), abs=1e-12)
+
+
+@pytest.mark.parametrize(("beta_1", "channels"), [(0.1, 1), (1e-3, 3)])
+def test_ceiling_is_K_of_a_perfect_network_whose_chain_forgets(beta_1, channels):
+    """(14) with no KL at all, up to the trace of the data at T, which can only lower it."""
+    x0 = draws(4, channels)
+    for last in (0.9, 1 - 1e-9):
+        K = in_bits(with_constants(torch.zeros(4).double(), Gaussian(geometric(9, beta_1, last)), x0).K)
+        below = ceiling(beta_1, channels) - K
+        assert torch.allclose(below, torch.full_like(below, -channels / 2 * math.log2(last)), atol=1e-10)
+        assert bool((below > 0).all())

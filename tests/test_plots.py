@@ -65,3 +65,14 @@ def test_a_moving_player_minds_a_wish_for_less_motion(points):
 def test_fewer_colours_make_a_smaller_file(points):
     figure = plots.roll_samples(points)
     assert len(plots.png(figure, colours=32)) < len(plots.png(figure))
+
+
+def test_a_ruler_has_a_row_a_number_and_a_second_unit():
+    figure = plots.ruler({"a": 1.0, "b": 3.0}, "here", "there", lambda x: 2 * x, lambda x: x / 2, 2.0, stray=["b"])
+    axes = figure.axes[0]
+    assert [float(line.get_xdata()[0]) for line in axes.lines] == [1.0, 3.0, 2.0]
+    assert [line.get_marker() for line in axes.lines[:2]] == ["o", "x"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    plots.png(figure)
+    low, high = axes.get_xlim()
+    assert axes.child_axes[0].get_xlim() == (2 * low, 2 * high) and axes.child_axes[0].get_xlabel() == "there"
