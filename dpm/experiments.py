@@ -188,7 +188,8 @@ def report(experiment: Experiment, model: Diffusion, seed: int = 0) -> dict:
     truth = float(in_bits(torch.cat([experiment.optimum.log_probability(some) for some in x0.split(COMPARED)])).mean())
     counted = exact_K(experiment.optimum, q) if isinstance(q, Binomial) else None
     best_K = K + gap if counted is None else float(in_bits(counted))
-    edge, edge_error = mean_and_error(in_bits(lost_at_the_edge(experiment.optimum, q, x0[:COMPARED], generator)))
+    edges = [lost_at_the_edge(experiment.optimum, q, some, generator) for some in x0.split(COMPARED)]
+    edge, edge_error = mean_and_error(in_bits(torch.cat(edges)))
     parts = {
         name: float(in_bits(torch.cat([vars(bound)[name] for bound in bounds])).mean()) for name in vars(bounds[0])
     }

@@ -12,6 +12,7 @@ import seaborn
 from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from PIL import Image
 from torch import Tensor
 
@@ -132,6 +133,23 @@ def curves(x: Sequence[float] | Tensor, lines: dict[str, Tensor], xlabel: str, y
         axes.legend()
     seaborn.despine(figure)
     return figure
+
+
+def rates(levels: Sequence[Tensor], costs: Sequence[Tensor], titles: Sequence[str]) -> list[Figure]:
+    """One picture a schedule: its noise variance at t = 1…T, on a scale of odds, and what steps 2…T cost, in bits."""
+    figures = []
+    for level, cost, title in zip(levels, costs, titles, strict=True):
+        figure = Picture(figsize=(6.4, 3.2), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        left.plot(np.arange(1, len(level) + 1), level, ".-", color=BLUE)
+        left.set(yscale="logit", xlabel="step t", ylabel="noise variance", ylim=(5e-5, 0.9995))
+        left.yaxis.set_minor_formatter(NullFormatter())
+        right.bar(np.arange(2, len(level) + 1), cost, color=ORANGE)
+        right.set(xlabel="step t", ylabel="cost (bits)", ylim=(0, 1.05 * max(float(cost.max()) for cost in costs)))
+        figure.suptitle(title)
+        seaborn.despine(figure)
+        figures.append(figure)
+    return figures
 
 
 def histograms(samples: dict[str, Tensor], xlabel: str, mark: float) -> Figure:
