@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from dpm import datasets
-from dpm.bound import evaluate, in_bits, log_null, mean_and_error
+from dpm.bound import evaluate, in_bits, log_null, mean_and_error, per_sample
 from dpm.entropy import log_density
 from dpm.files import UserError, load_into, read_tensors, take
 from dpm.forward import Binomial, Chain, Gaussian, everywhere
@@ -214,10 +214,13 @@ def report(experiment: Experiment, model: Diffusion, seed: int = 0) -> dict:
 
 
 def lost_at_the_edge(p: Optimum, q: Chain, x0: Tensor, generator: Generator) -> Tensor:
-    """KL( q(x⁰|x¹) ‖ p(x⁰|x¹) ) of the edge step (44), [B] nats whose mean is H(X¹) − H(X⁰), for data that π knows."""
-    x1 = q.step(x0, everywhere(1, x0)).at(q.noise(x0, generator))
-    log_prior = log_null(q, x1) - log_null(q, x0)
-    return p.log_probability(x0) - log_density(q, p.points, x1, 1, p.variance) + log_prior
+    """KL( q(x⁰|x¹) ‖ p(x⁰|x¹) ) of the edge step (44), [B] nats whose mean is H_q(X¹|X⁰) − H_q(X⁰|X¹) for data that π
+    knows: of both its logarithms q(x¹|x⁰) is a factor, and its analytic mean takes the noise out."""
+    steps = everywhere(1, x0)
+    law = q.step(x0, steps)
+    x1 = law.at(q.noise(x0, generator))
+    about_x0 = p.log_probability(x0) + per_sample(law.log_prob(x1)) - log_density(q, p.points, x1, 1, p.variance)
+    return about_x0 + per_sample(law.entropy()) + log_null(q, x1) - log_null(q, x0)
 
 
 def provenance(command: list[str], seed: int, device: torch.device) -> dict:
