@@ -6,6 +6,7 @@ number. A denoiser, our own form, sees the chain q as well, and returns the mean
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -58,13 +59,13 @@ def odds_bumps(T: int, count: int) -> Tensor:
     return bumps(u, centres, centres[1] - centres[0])
 
 
-def time_bumps(T: int, count: int) -> Tensor:
-    """Bumps of (63), D.2.1: τ_j in the middle of `count` equal parts of (0, T), w their spacing. [T+1, count]
+def time_bumps(T: int, J: int) -> Tensor:
+    """Bumps of (63), D.2.1: τ_j in the middle of J equal parts of (0, T), w their spacing. [T+1, J]
 
     The authors' code takes half of that w, and puts the first and last τ_j at the ends.
     """
-    spacing = T / count
-    return bumps(torch.arange(T + 1.0), (torch.arange(count) + 0.5) * spacing, spacing)
+    spacing = T / J
+    return bumps(torch.arange(T + 1.0), (torch.arange(J) + 0.5) * spacing, spacing)
 
 
 class StepRBF(nn.Module):
@@ -133,6 +134,9 @@ def copying_layer(fan_in: int, width: int, copies: int, gain: float = 8.0) -> nn
     return layer
 
 
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
 def mlp(inputs: int, width: int, layers: int, outputs: int) -> nn.Sequential:
     """Smooth hidden layers and a last linear map that starts at zero."""
     modules: list[nn.Module] = []
@@ -141,7 +145,7 @@ def mlp(inputs: int, width: int, layers: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(*modules, zeroed(nn.Linear(width, outputs)))
 
 
-def zeroed(layer: nn.Linear | nn.Conv2d) -> nn.Module:
+def zeroed(layer: Layer) -> Layer:
     """The layer, starting at zero."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
@@ -269,9 +273,7 @@ def tanh_layers(linear: Sequence[nn.Linear | nn.Conv2d]) -> list[nn.Module]:
     """Linear, then tanh, over and over; weights start so that the variance stays (gain 5/3), biases at zero."""
     modules: list[nn.Module] = []
     for layer in linear:
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="tanh")
-        assert layer.bias is not None
-        nn.init.zeros_(layer.bias)
+        nn.init.kaiming_normal_(zeroed(layer).weight, nonlinearity="tanh")
         modules += [layer, nn.Tanh()]
     return modules
 
@@ -284,11 +286,11 @@ class BumpReadout(nn.Module):
 
     bumps: Tensor
 
-    def __init__(self, T: int, inputs: int, outputs: int, count: int):
+    def __init__(self, T: int, inputs: int, outputs: int, J: int):
         super().__init__()
-        self.register_buffer("bumps", time_bumps(T, count), persistent=False)
-        self.weight = nn.Parameter(torch.zeros(count, outputs, inputs))
-        self.bias = nn.Parameter(torch.zeros(count, outputs))
+        self.register_buffer("bumps", time_bumps(T, J), persistent=False)
+        self.weight = nn.Parameter(torch.zeros(J, outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(J, outputs))
 
     def forward(self, h: Tensor, t: Tensor) -> Tensor:
         g = self.bumps.index_select(0, t)
@@ -304,13 +306,13 @@ class ImageNetwork(nn.Module):
     """
 
     def __init__(
-        self, T: int, channels: int, pathways: Sequence[Dense | Convolutions], width: int, layers: int, count: int
+        self, T: int, channels: int, pathways: Sequence[Dense | Convolutions], width: int, layers: int, J: int
     ):
         super().__init__()
         self.pathways = nn.ModuleList(pathways)
         sizes = [sum(pathway.outputs for pathway in pathways)] + [width] * layers
         self.top = nn.Sequential(*tanh_layers([nn.Conv2d(a, b, 1) for a, b in pairwise(sizes)]))
-        self.readout = BumpReadout(T, sizes[-1], 2 * channels, count)
+        self.readout = BumpReadout(T, sizes[-1], 2 * channels, J)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return self.readout(self.top(torch.cat([pathway(x) for pathway in self.pathways], dim=1)), t)
@@ -339,19 +341,20 @@ class ImageDenoiser(nn.Module):
 
     centres: Tensor
 
-    def __init__(self, channels: int, width: int, blocks: int, scales: int, levels: int = 16):
+    def __init__(self, channels: int, width: int, blocks: int, scales: int):
         super().__init__()
-        self.register_buffer("centres", torch.linspace(-8, 16, levels), persistent=False)
+        self.register_buffer("centres", torch.linspace(-8, 16, 16), persistent=False)
         self.inward = nn.Conv2d(channels, width, 3, padding=1)
-        self.blocks = nn.ModuleList(LevelBlock(width, levels, scales) for _ in range(blocks))
+        self.blocks = nn.ModuleList(LevelBlock(width, len(self.centres), scales) for _ in range(blocks))
         self.outward = zeroed(nn.Conv2d(width, 2 * channels, 1))
 
     def forward(self, q: Gaussian, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         signal, noise = at_time(q.alpha_bar, t, xt), at_time(q.noise_level, t, xt)
-        level = bumps((signal / noise).log().float().flatten(), self.centres, self.centres[1] - self.centres[0])
+        level = (signal / noise).log().float().flatten().clamp(min=-99)  # −∞ where β_T = 1; any far level is one bump
+        heard = bumps(level, self.centres, self.centres[1] - self.centres[0])
         h = self.inward(xt.float())
         for block in self.blocks:
-            h = block(h, level)
+            h = block(h, heard)
         shift, spread = self.outward(nn.functional.silu(h)).to(xt.dtype).chunk(2, dim=1)
         return signal.sqrt() * xt + noise.sqrt() * shift, noise * spread.exp()
 

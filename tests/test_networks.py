@@ -414,16 +414,16 @@ def picture(*shape, seed=1):
 
 
 def conv_net(T=20, channels=1, J=4, scales=2):
-    return ImageNetwork(T, channels, [Convolutions(channels, 5, 2, 3, scales)], width=6, layers=2, count=J)
+    return ImageNetwork(T, channels, [Convolutions(channels, 5, 2, 3, scales)], width=6, layers=2, J=J)
 
 
 def dense_net(T=20, channels=1, J=4, size=4):
-    return ImageNetwork(T, channels, [Dense(channels, size, 7, 2, 3)], width=6, layers=2, count=J)
+    return ImageNetwork(T, channels, [Dense(channels, size, 7, 2, 3)], width=6, layers=2, J=J)
 
 
 def both_net(T=20, channels=3, J=4, size=4):
     pathways = [Dense(channels, size, 7, 2, 3), Convolutions(channels, 5, 2, 3, 2)]
-    return ImageNetwork(T, channels, pathways, width=6, layers=2, count=J)
+    return ImageNetwork(T, channels, pathways, width=6, layers=2, J=J)
 
 
 @pytest.mark.parametrize(
@@ -516,7 +516,7 @@ def test_tanh_layers_start_with_the_variance_kept():
 
 def test_bump_readout_is_equation_62_pixel_by_pixel():
     """Coefficients y_ij of every pixel, stored, then their sum over bumps."""
-    layer = scramble(BumpReadout(20, inputs=3, outputs=2, count=4))
+    layer = scramble(BumpReadout(20, inputs=3, outputs=2, J=4))
     h, t = draws(5, 3, 2, 6), torch.tensor([1, 20, 7, 7, 12])
     y = torch.einsum("jof,bfhw->bjohw", layer.weight, h) + layer.bias[:, :, None, None]
     g = [naive_bumps(s, [2.5, 7.5, 12.5, 17.5], 5) for s in t.tolist()]
@@ -649,6 +649,15 @@ def test_image_denoiser_takes_one_t_or_many_and_each_image_alone():
     for i in range(3):
         one = everywhere(int(t[i]), xt)
         assert close(p(q, xt, one)[0][i], mean[i], 1e-5) and close(p(q, xt, one)[1][i], variance[i], 1e-5)
+
+
+def test_image_denoiser_answers_where_the_chain_has_forgotten_all():
+    """β_T = 1: nothing is left of x⁰ in x^T, and the answer is that of hardly anything left."""
+    p, xt, t = scramble(denoiser()), draws(2, 1, 4, 4).double(), torch.tensor([4, 4])
+    gone, faint = erase_evenly(4), erase_evenly(4)
+    faint[4] -= 1e-12
+    answers = [torch.cat(p(Gaussian(beta), xt, t)) for beta in (gone, faint)]
+    assert bool(answers[0].isfinite().all()) and close(*answers, 1e-4)
 
 
 def test_every_parameter_of_the_image_networks_learns():
