@@ -1,6 +1,7 @@
 """The data of Section 3 and Appendix D, drawn fresh from a generator, in float64."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
@@ -47,3 +48,101 @@ def heartbeat(n: int, generator: Generator, length: int = 20, period: int = 5) -
 def heartbeat_sequences(length: int = 20, period: int = 5) -> Tensor:
     """Every sequence that `heartbeat` can draw, equally likely: [period, length]."""
     return (torch.arange(length) % period == torch.arange(period)[:, None]).double()
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of whole grey levels, and the one shift and one scale, in levels, that bring them to variance 1 (App. D).
+
+    x⁰ = (level + u − shift)/scale with u uniform on [0, 1): noise of exactly one level, fresh in every draw.
+    """
+
+    train: Tensor  # [n, C, H, W], integers
+    test: Tensor  # held out
+    shift: float
+    scale: float
+
+    def draw(self, n: int, generator: Generator) -> Tensor:
+        """Training images, each equally likely, in float64: [n, C, H, W]."""
+        index = torch.randint(len(self.train), (n,), generator=generator, device=generator.device)
+        return self.blurred(self.train[index.to(self.train.device)], generator)
+
+    def held_out(self, generator: Generator) -> Tensor:
+        """Every held-out image, in order, with noise from the generator."""
+        return self.blurred(self.test, generator)
+
+    def blurred(self, images: Tensor, generator: Generator) -> Tensor:
+        """x⁰ of these images, with fresh noise."""
+        noise = torch.rand(images.shape, generator=generator, dtype=torch.float64, device=generator.device)
+        return (images.to(generator.device) + noise - self.shift) / self.scale
+
+    def levels(self, x: Tensor) -> Tensor:
+        """The grey levels that x falls in; those of a model's samples may lie outside the data's."""
+        return (x * self.scale + self.shift).floor().long()
+
+    def code_length(self, K: Tensor) -> Tensor:
+        """Bits a dimension that suffice, in the mean, for the grey levels themselves when x⁰ has bound K, in nats."""
+        return math.log2(self.scale) - K / math.log(2) / self.train[0].numel()
+
+
+def scaled(train: Tensor, test: Tensor) -> Images:
+    """Shift and scale from all of `train`, to mean 0 and variance 1 with the noise, which adds ½ and 1/12."""
+    counts = torch.bincount(train.flatten()).double()
+    level = torch.arange(len(counts), dtype=torch.float64, device=counts.device)
+    mean = float(counts @ level / counts.sum())
+    variance = float(counts @ (level - mean).square() / counts.sum())
+    return Images(train, test, mean + 1 / 2, math.sqrt(variance + 1 / 12))
+
+
+def digits() -> Images:
+    """The 8×8 handwritten digits that scikit-learn bundles, levels 0…16: 1500 to train, the last 297 held out."""
+    from sklearn.datasets import load_digits  # here, since it takes a second to import
+
+    images = torch.tensor(load_digits().images).to(torch.uint8)[:, None]
+    return scaled(images[:1500], images[1500:])
+
+
+def power_law(u: Tensor, power: int, smallest: float, largest: float) -> Tensor:
+    """Radii of density ∝ r^(−power) between two cut-offs, by inversion of u uniform on [0, 1)."""
+    if power == 1:
+        return smallest * (largest / smallest) ** u
+    a, b = smallest ** (1 - power), largest ** (1 - power)
+    return (a + u * (b - a)) ** (1 / (1 - power))
+
+
+def falling_disks(shape: tuple[int, ...], size: int, smallest: float, largest: float, generator: Generator) -> Tensor:
+    """Radius and centre (r, y, x) of disks of density ∝ r⁻³ a unit of plane that can touch the window: [3, *shape].
+
+    A disk of radius r can touch only from a square of side size + 2r: the density of those is ∝ r⁻³ (size + 2r)², a
+    mixture of three power laws.
+    """
+    which, u, *place = torch.rand(4, *shape, generator=generator, dtype=torch.float64, device=generator.device)
+    cubic = size**2 * (smallest**-2 - largest**-2) / 2
+    square = 4 * size * (1 / smallest - 1 / largest)
+    which = which * (cubic + square + 4 * math.log(largest / smallest))
+    three, two, one = (power_law(u, power, smallest, largest) for power in (3, 2, 1))
+    r = torch.where(which < cubic, three, torch.where(which < cubic + square, two, one))
+    return torch.stack([r, *(v * (size + 2 * r) - r for v in place)])
+
+
+def dead_leaves(
+    n: int, size: int, generator: Generator, smallest: float = 1.0, largest: float = 64.0, noise: float = 0.0
+) -> Tensor:
+    """Dead leaves, Table 2: opaque disks of one uniform grey each, radius density ∝ r⁻³; [n, 1, size, size], uint8.
+
+    Exact samples: disks are laid front to back, eight at once, each seen where no pixel has one yet, until no pixel is
+    empty. `noise` is the standard deviation, in levels, of normal noise added before rounding to 0…255. Lengths are in
+    pixels.
+    """
+    grey = torch.empty(n * size**2, device=generator.device)
+    empty = torch.arange(n * size**2, device=generator.device)
+    while len(empty):
+        r, cy, cx = falling_disks((n, 8), size, smallest, largest, generator).float()
+        leaves = torch.randint(256, (n, 8), generator=generator, device=generator.device).float()
+        image, y, x = empty // size**2, empty // size % size + 0.5, empty % size + 0.5
+        under = (y[:, None] - cy[image]).square() + (x[:, None] - cx[image]).square() < r.square()[image]
+        seen = under.any(1)
+        grey[empty[seen]] = leaves[image[seen], under[seen].byte().argmax(1)]  # the first of those above a pixel
+        empty = empty[~seen]
+    grey += noise * torch.randn(grey.shape, generator=generator, device=generator.device)
+    return grey.round().clamp(0, 255).to(torch.uint8).view(n, 1, size, size)

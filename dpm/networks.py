@@ -4,8 +4,15 @@ A network of the paper's own form maps x [B, D] and t [B] to [B, outputs]; it kn
 number. A denoiser, our own form, sees the chain q as well, and returns the mean and variance of x⁰ given x^t.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.functional import avg_pool2d, interpolate, softplus
+from torch.utils.flop_counter import FlopCounterMode
 
 from dpm.forward import Binomial, Gaussian, at_time
 
@@ -26,7 +33,7 @@ class StepReadout(nn.Module):
         self.scale = scale
         self.register_buffer("start", start, persistent=False)
         self.own = nn.Parameter(torch.zeros_like(start))
-        self.register_buffer("bumps", bumps(len(start) - 1, ties), persistent=False)
+        self.register_buffer("bumps", odds_bumps(len(start) - 1, ties), persistent=False)
         self.shared = nn.Parameter(torch.zeros(ties, start[0].numel()))
 
     def forward(self, h: Tensor, t: Tensor) -> Tensor:
@@ -37,15 +44,28 @@ class StepReadout(nn.Module):
         return torch.bmm(h[:, None], weight.index_select(0, place))[:, 0]
 
 
-def bumps(T: int, count: int) -> Tensor:
-    """Normalised bumps g_j(t), equation (63), spaced evenly in log t/(T−t+1), so dense near 0 and T. [T+1, count]"""
+def bumps(places: Tensor, centres: Tensor, width: Tensor | float) -> Tensor:
+    """Normalised bumps g_j, equation (63), at `places` [n] around `centres` [J]: [n, J], each row of sum 1."""
+    return torch.softmax(-(places[:, None] - centres).square() / (2 * width**2), dim=1)
+
+
+def odds_bumps(T: int, count: int) -> Tensor:
+    """Bumps spaced evenly in log t/(T−t+1), so dense near 0 and T, as wide as their spacing: [T+1, count]. Ours."""
     if count == 0:
         return torch.zeros(T + 1, 0)
     t = torch.arange(T + 1).clamp(min=1)
     u = (t / (T - t + 1)).log()
     centres = torch.linspace(float(u[0]), float(u[-1]), count)
-    width = centres[1] - centres[0]
-    return torch.softmax(-(u[:, None] - centres).square() / (2 * width**2), dim=1)
+    return bumps(u, centres, centres[1] - centres[0])
+
+
+def time_bumps(T: int, J: int) -> Tensor:
+    """Bumps of (63), D.2.1: τ_j in the middle of J equal parts of (0, T), w their spacing. [T+1, J]
+
+    The authors' code takes half of that w, and puts the first and last τ_j at the ends.
+    """
+    spacing = T / J
+    return bumps(torch.arange(T + 1.0), (torch.arange(J) + 0.5) * spacing, spacing)
 
 
 class StepRBF(nn.Module):
@@ -114,15 +134,22 @@ def copying_layer(fan_in: int, width: int, copies: int, gain: float = 8.0) -> nn
     return layer
 
 
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
 def mlp(inputs: int, width: int, layers: int, outputs: int) -> nn.Sequential:
     """Smooth hidden layers and a last linear map that starts at zero."""
     modules: list[nn.Module] = []
     for fan_in in [inputs] + [width] * (layers - 1):
         modules += [nn.Linear(fan_in, width), nn.SiLU()]
-    last = nn.Linear(width, outputs)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return nn.Sequential(*modules, last)
+    return nn.Sequential(*modules, zeroed(nn.Linear(width, outputs)))
+
+
+def zeroed(layer: Layer) -> Layer:
+    """The layer, starting at zero."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
 
 
 class GaussianDenoiser(nn.Module):
@@ -162,3 +189,187 @@ class BinomialDenoiser(nn.Module):
         others = self.mlp(torch.cat([evidence / 4, level.expand(len(xt), 1)], dim=1).float()).to(xt.dtype)
         mean = torch.sigmoid(q.prior(xt).logits + evidence + others)
         return mean, mean * (1 - mean)
+
+
+# The networks of images, D.2.1: x is [B, C, H, W]
+
+SOFTPLUS_MEAN, SOFTPLUS_VARIANCE = 0.8060592, 0.2715145  # of log(1 + e^a) for a ~ N(0, 1)
+
+
+class ScaleSum(nn.Module):
+    """Steps 1 to 3 of D.2.1's layer: mean-pool to `scales` sizes, each half the last; convolve; upsample; sum.
+
+    [B, inputs, H, W] → [B, outputs, H, W]. The sum goes from coarse to fine, which saves bringing every scale up alone.
+    Start: inputs of this mean and variance, half of it noise and half a smooth picture, give outputs of mean 0 and
+    variance 1; pooling quarters the variance of noise and keeps that of a smooth picture. The mean is taken off first,
+    so that the zeros beyond the borders are no edge.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, scales: int, mean: float = 0.0, variance: float = 1.0):
+        super().__init__()
+        layers = [nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False) for _ in range(scales)]
+        smooth, noisy = scales, sum(4**-k for k in range(scales))  # variances of the pooled, summed
+        for layer in layers:
+            nn.init.normal_(layer.weight, std=(inputs * kernel**2 * variance * (smooth + noisy) / 2) ** -0.5)
+        self.mean, self.convolutions, self.bias = mean, nn.ModuleList(layers), nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        refuse_unpoolable(x, len(self.convolutions))
+        pooled = [x - self.mean]
+        while len(pooled) < len(self.convolutions):
+            pooled.append(avg_pool2d(pooled[-1], 2))
+        total = self.convolutions[-1](pooled[-1])
+        for k in reversed(range(len(pooled) - 1)):
+            total = self.convolutions[k](pooled[k]) + interpolate(total, scale_factor=2.0)
+        return total + self.bias[:, None, None]
+
+
+def refuse_unpoolable(x: Tensor, scales: int) -> None:
+    """ValueError where the largest pooling, 2^(scales−1), does not divide the image."""
+    height, width = x.shape[-2:]
+    largest = 2 ** (scales - 1)
+    if height % largest or width % largest:
+        raise ValueError(
+            f"images of {height}×{width} do not pool to {scales} scales; "
+            f"crop or pad them to multiples of {largest}, or take fewer scales"
+        )
+
+
+class MultiScaleConv(ScaleSum):
+    """D.2.1's multi-scale convolution layer: the sum over scales, then one softplus."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return softplus(super().forward(x))
+
+
+class Convolutions(nn.Sequential):
+    """The convolutional pathway of D.2.1: multi-scale layers one after another, [B, C, H, W] → [B, outputs, H, W].
+
+    Every layer is told what the softplus before it does to a normal variable; without that each would pass on a
+    quarter of the variance.
+    """
+
+    def __init__(self, channels: int, outputs: int, layers: int, kernel: int, scales: int):
+        first = MultiScaleConv(channels, outputs, kernel, scales)
+        rest = (
+            MultiScaleConv(outputs, outputs, kernel, scales, SOFTPLUS_MEAN, SOFTPLUS_VARIANCE)
+            for _ in range(layers - 1)
+        )
+        super().__init__(first, *rest)
+        self.outputs = outputs
+
+
+class Dense(nn.Sequential):
+    """The dense pathway of D.2.1: tanh layers over the whole image, [B, C, size, size] → [B, outputs, size, size]."""
+
+    def __init__(self, channels: int, size: int, width: int, layers: int, outputs: int):
+        sizes = [channels * size**2] + [width] * layers + [outputs * size**2]
+        linear = [nn.Linear(a, b) for a, b in pairwise(sizes)]
+        super().__init__(nn.Flatten(), *tanh_layers(linear), nn.Unflatten(1, (outputs, size, size)))
+        self.outputs = outputs
+
+
+def tanh_layers(linear: Sequence[nn.Linear | nn.Conv2d]) -> list[nn.Module]:
+    """Linear, then tanh, over and over; weights start so that the variance stays (gain 5/3), biases at zero."""
+    modules: list[nn.Module] = []
+    for layer in linear:
+        nn.init.kaiming_normal_(zeroed(layer).weight, nonlinearity="tanh")
+        modules += [layer, nn.Tanh()]
+    return modules
+
+
+class BumpReadout(nn.Module):
+    """(62): z_i = Σ_j y_ij g_j(t), y_ij linear in the features of pixel i: h [B, F, H, W] → [B, outputs, H, W].
+
+    Summed in the other order: the weights at t are Σ_j g_j(t) V_j, so that no y_ij is ever stored. All start at zero.
+    """
+
+    bumps: Tensor
+
+    def __init__(self, T: int, inputs: int, outputs: int, J: int):
+        super().__init__()
+        self.register_buffer("bumps", time_bumps(T, J), persistent=False)
+        self.weight = nn.Parameter(torch.zeros(J, outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(J, outputs))
+
+    def forward(self, h: Tensor, t: Tensor) -> Tensor:
+        g = self.bumps.index_select(0, t)
+        weight = torch.einsum("bj,jof->bof", g, self.weight)
+        return torch.einsum("bof,bfhw->bohw", weight, h) + (g @ self.bias)[:, :, None, None]
+
+
+class ImageNetwork(nn.Module):
+    """D.2.1, Figure D.1: pathways side by side, 1×1 tanh layers on both, the bump readout: x, t → [B, 2C, H, W].
+
+    The halves are z^μ and z^Σ of (62), both zero at the start. MNIST has a `Dense` pathway, CIFAR-10 both, bark and
+    dead leaves `Convolutions`, which take images of any size.
+    """
+
+    def __init__(
+        self, T: int, channels: int, pathways: Sequence[Dense | Convolutions], width: int, layers: int, J: int
+    ):
+        super().__init__()
+        self.pathways = nn.ModuleList(pathways)
+        sizes = [sum(pathway.outputs for pathway in pathways)] + [width] * layers
+        self.top = nn.Sequential(*tanh_layers([nn.Conv2d(a, b, 1) for a, b in pairwise(sizes)]))
+        self.readout = BumpReadout(T, sizes[-1], 2 * channels, J)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.readout(self.top(torch.cat([pathway(x) for pathway in self.pathways], dim=1)), t)
+
+
+class LevelBlock(nn.Module):
+    """h + a change of it that starts at zero: D.2.1's sum over scales, scaled and shifted by the noise level."""
+
+    def __init__(self, width: int, levels: int, scales: int):
+        super().__init__()
+        self.sum = ScaleSum(width, width, kernel=3, scales=scales)
+        self.level = zeroed(nn.Linear(levels, 2 * width))
+        self.change = zeroed(nn.Conv2d(width, width, 1))
+
+    def forward(self, h: Tensor, level: Tensor) -> Tensor:
+        scale, shift = self.level(level)[:, :, None, None].chunk(2, dim=1)
+        return h + self.change(nn.functional.silu(self.sum(h) * (1 + scale) + shift))
+
+
+class ImageDenoiser(nn.Module):
+    """Ours: (q, x^t, t) → mean and variance of x⁰ given x^t, each [B, C, H, W], from x^t and its signal level.
+
+    Starts, like `GaussianDenoiser`, at the exact answer for x⁰ ~ N(0, I). It hears the log of the signal-to-noise
+    ratio, through bumps, and not t, so that a trained one serves any schedule.
+    """
+
+    centres: Tensor
+
+    def __init__(self, channels: int, width: int, blocks: int, scales: int):
+        super().__init__()
+        self.register_buffer("centres", torch.linspace(-8, 16, 16), persistent=False)
+        self.inward = nn.Conv2d(channels, width, 3, padding=1)
+        self.blocks = nn.ModuleList(LevelBlock(width, len(self.centres), scales) for _ in range(blocks))
+        self.outward = zeroed(nn.Conv2d(width, 2 * channels, 1))
+
+    def forward(self, q: Gaussian, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        signal, noise = at_time(q.alpha_bar, t, xt), at_time(q.noise_level, t, xt)
+        level = (signal / noise).log().float().flatten().clamp(min=-99)  # −∞ where β_T = 1; any far level is one bump
+        heard = bumps(level, self.centres, self.centres[1] - self.centres[0])
+        h = self.inward(xt.float())
+        for block in self.blocks:
+            h = block(h, heard)
+        shift, spread = self.outward(nn.functional.silu(h)).to(xt.dtype).chunk(2, dim=1)
+        return signal.sqrt() * xt + noise.sqrt() * shift, noise * spread.exp()
+
+
+def cost(network: nn.Module, *inputs: object) -> tuple[int, int]:
+    """Multiply-adds of one call, and the bytes it keeps until its gradient is asked for, weights and tables apart."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*network.parameters(), *network.buffers()]}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda tensor: tensor):
+        answer = network(*inputs)  # held, so that no place in memory is counted twice
+    del answer
+    return counter.get_total_flops() // 2, sum(size for place, size in kept.items() if place not in own)

@@ -15,21 +15,32 @@ from dpm.forward import Bits, Chain, Law, Normal, at_time, everywhere
 Reverse = Callable[..., Law]  # (q, xt, t)
 
 
+def kernel_mean(x: Tensor, z: Tensor, sigma: Tensor, beta: Tensor) -> Tensor:
+    """f_μ = x √(1−β) + z √β, of the authors' code: z^μ is a shift, in standard deviations of the kernel."""
+    return x * (1 - beta).sqrt() + z * beta.sqrt()
+
+
+def fixed_point_mean(x: Tensor, z: Tensor, sigma: Tensor, beta: Tensor) -> Tensor:
+    """f_μ = (x − z)(1−Σ) + z, equation (65): z^μ is the x that the step leaves where it is."""
+    return (x - z) * (1 - sigma) + z
+
+
 class GaussianStep(nn.Module):
     """p(x^{t−1}|x^t) = N(f_μ, f_Σ), the network's two halves z^μ and z^Σ each perturbing the forward kernel.
 
-    f_μ = x^t √(1−β_t) + z^μ √β_t and f_Σ = σ(z^Σ + σ⁻¹(β_t)): (64), and the mean of the authors' code. D.1.1 says no
-    more than that a network gives f_μ; taken bare, 16 bumps would have to rebuild the identity to within √β_t.
+    f_Σ = σ(z^Σ + σ⁻¹(β_t)), equation (64); f_μ is one of the two means above. D.1.1 says no more than that a network
+    gives f_μ; taken bare, 16 bumps would have to rebuild the identity to within √β_t.
     """
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, mean: Callable[..., Tensor] = kernel_mean):
         super().__init__()
-        self.network = network
+        self.network, self.mean = network, mean
 
     def forward(self, q: Chain, xt: Tensor, t: Tensor) -> Normal:
         shift, spread = self.network(xt.float(), t).to(xt.dtype).chunk(2, dim=1)
         beta = at_time(q.beta, t, xt)
-        return Normal(xt * (1 - beta).sqrt() + shift * beta.sqrt(), torch.sigmoid(spread + beta.logit()))
+        sigma = torch.sigmoid(spread + beta.logit())
+        return Normal(self.mean(xt, shift, sigma, beta), sigma)
 
 
 class BinomialStep(nn.Module):

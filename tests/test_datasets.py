@@ -2,12 +2,28 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.integrate import cumulative_trapezoid, quad
+from sklearn.datasets import load_digits
 from torch import Generator
 
-from dpm.datasets import ROLL_NOISE, heartbeat, heartbeat_sequences, roll_curve, roll_points, swiss_roll
+from dpm import datasets
+from dpm.datasets import (
+    ROLL_NOISE,
+    dead_leaves,
+    digits,
+    falling_disks,
+    heartbeat,
+    heartbeat_sequences,
+    power_law,
+    roll_curve,
+    roll_points,
+    scaled,
+    swiss_roll,
+)
 
 
 def places(count):
@@ -90,3 +106,180 @@ def test_heartbeats_have_uniform_phases():
 def test_heartbeats_of_another_length_and_period():
     x = heartbeat(100, Generator().manual_seed(0), length=6, period=3)
     assert {tuple(s) for s in x.tolist()} == {(1, 0, 0) * 2, (0, 1, 0) * 2, (0, 0, 1) * 2}
+
+
+# Images
+
+
+def pixels(*shape, levels=200, seed=0):
+    return torch.randint(levels, shape, generator=Generator().manual_seed(seed)).to(torch.uint8)
+
+
+def test_digits_are_all_of_scikit_learns_in_order():
+    data, raw = digits(), torch.tensor(load_digits().images)
+    assert data.train.shape == (1500, 1, 8, 8) and data.test.shape == (297, 1, 8, 8)
+    assert torch.equal(torch.cat([data.train, data.test])[:, 0].double(), raw)
+    assert data.train.dtype == torch.uint8 and (int(raw.min()), int(raw.max())) == (0, 16)
+
+
+def test_digits_held_out_are_of_every_kind_and_none_is_a_training_image():
+    data, kinds = digits(), torch.tensor(load_digits().target)[1500:]
+    assert int(kinds.bincount(minlength=10).min()) >= 25
+    assert float(torch.cdist(data.train.flatten(1).double(), data.test.flatten(1).double()).min()) > 0
+
+
+@pytest.mark.parametrize("data", [digits(), scaled(pixels(40, 3, 4, 4), pixels(5, 3, 4, 4, seed=1))])
+def test_scaling_is_to_mean_0_and_variance_1_with_noise_of_one_level(data):
+    """The mean over u of each pixel's first and second power, by Gauss-Legendre's two points, exact for squares."""
+    level = data.train.double()
+    nodes = [level + 0.5 - math.sqrt(1 / 12), level + 0.5 + math.sqrt(1 / 12)]
+    x = torch.stack([(node - data.shift) / data.scale for node in nodes])
+    assert float(x.mean()) == pytest.approx(0, abs=1e-12)
+    assert float(x.square().mean()) == pytest.approx(1, abs=1e-12)
+
+
+def test_noise_fills_exactly_one_level_evenly():
+    data = digits()
+    x = data.held_out(Generator().manual_seed(0))
+    noise = (x * data.scale + data.shift - data.test).flatten()
+    assert x.shape == (297, 1, 8, 8) and x.dtype == torch.float64
+    assert stats.kstest(noise.numpy(), "uniform").pvalue > 1e-3
+    assert torch.equal(data.levels(x), data.test.long())
+    assert not torch.equal(x, data.held_out(Generator().manual_seed(1)))
+    assert torch.equal(x, data.held_out(Generator().manual_seed(0)))
+
+
+def test_levels_of_samples_outside_the_data_stay_outside():
+    data = digits()
+    x = (torch.tensor([-0.5, 0.0, 0.99, 16.5, 17.5], dtype=torch.float64) - data.shift) / data.scale + 1e-9
+    assert data.levels(x).tolist() == [-1, 0, 0, 16, 17]
+
+
+def test_draws_are_training_images_each_equally_often_with_fresh_noise():
+    train = torch.arange(6, dtype=torch.uint8).repeat_interleave(8).view(6, 2, 2, 2) * 9
+    data = scaled(train, train[:1])
+    x, again = (data.draw(6000, Generator().manual_seed(0)) for _ in range(2))
+    assert x.shape == (6000, 2, 2, 2) and x.dtype == torch.float64 and torch.equal(x, again)
+    level = data.levels(x)
+    assert bool((level == level[:, :1, :1, :1]).all())
+    assert stats.chisquare((level[:, 0, 0, 0] // 9).bincount(minlength=6).numpy()).pvalue > 1e-3
+    assert len(x.unique()) == x.numel()
+
+
+def test_code_length_is_the_log_of_the_levels_a_density_leaves():
+    """For x⁰ even over L levels, log density −log(L/scale) a dimension: log2 L bits. And K in nats of a whole image."""
+    data = scaled(pixels(3000, 1, 2, 2, levels=16), pixels(1, 1, 2, 2))
+    K = torch.full((2,), -4 * math.log(16 / data.scale), dtype=torch.float64)
+    assert data.code_length(K).tolist() == pytest.approx([4, 4], abs=1e-12)
+
+
+# Dead leaves
+
+
+@pytest.mark.parametrize("power", [1, 2, 3])
+def test_power_law_is_the_density_it_names(power):
+    u = torch.rand(20_000, generator=Generator().manual_seed(power), dtype=torch.float64)
+    table = np.linspace(0.5, 9, 2001)
+    shares = cumulative_trapezoid(table**-power, table, initial=0)
+    r = power_law(u, power, 0.5, 9.0)
+    assert stats.kstest(r.numpy(), lambda v: np.interp(v, table, shares / shares[-1])).pvalue > 1e-3
+    ends = power_law(torch.tensor([0.0, 1.0], dtype=torch.float64), power, 0.5, 9.0)
+    assert ends.tolist() == pytest.approx([0.5, 9.0])
+
+
+def test_radii_of_leaves_centred_in_the_window_have_density_r_to_the_minus_3():
+    """Of all that can touch, those centred inside are the plane's own: P(R < r) = (a⁻² − r⁻²)/(a⁻² − b⁻²)."""
+    size, a, b = 6, 1.0, 16.0
+    r, y, x = falling_disks((100_000,), size, a, b, Generator().manual_seed(0))
+    inside = (y > 0) & (y < size) & (x > 0) & (x < size)
+    assert int(inside.sum()) > 20_000
+    cdf = lambda v: (a**-2 - v**-2) / (a**-2 - b**-2)  # noqa: E731
+    assert stats.kstest(r[inside].numpy(), cdf).pvalue > 1e-3
+    for place in (y, x):
+        assert stats.kstest(place[inside].numpy() / size, "uniform").pvalue > 1e-3
+        assert stats.kstest(((place + r) / (size + 2 * r)).numpy(), "uniform").pvalue > 1e-3
+
+
+def test_dead_leaves_are_the_first_disk_over_each_pixel(monkeypatch):
+    """The same disks, written down and laid one by one from back to front."""
+    laid = []
+
+    def noted(*arguments):
+        laid.append(falling_disks(*arguments))
+        return laid[-1]
+
+    monkeypatch.setattr(datasets, "falling_disks", noted)
+    images = dead_leaves(3, 16, Generator().manual_seed(4), 1.0, 8.0)
+    assert images.shape == (3, 1, 16, 16) and images.dtype == torch.uint8
+    r, y, x = torch.cat(laid, dim=2).tolist()
+    for i in range(3):
+        top = [[-1] * 16 for _ in range(16)]
+        for k in reversed(range(len(r[i]))):
+            for row in range(16):
+                for column in range(16):
+                    if (row + 0.5 - y[i][k]) ** 2 + (column + 0.5 - x[i][k]) ** 2 < r[i][k] ** 2:
+                        top[row][column] = k
+        grey = {}
+        for row in range(16):
+            for column in range(16):
+                assert top[row][column] >= 0  # no pixel is empty
+                grey.setdefault(top[row][column], set()).add(int(images[i, 0, row, column]))
+        assert all(len(greys) == 1 for greys in grey.values()) and len(grey) > 10
+
+
+def overlap(d, a, b):
+    """Mean area, up to a factor, in which a disk of density ∝ r⁻³ meets itself moved by d."""
+
+    def lens(r):
+        return 2 * r**2 * math.acos(d / (2 * r)) - d / 2 * math.sqrt(4 * r**2 - d**2) if d < 2 * r else 0.0
+
+    return quad(lambda r: lens(r) * r**-3, max(a, d / 2), b, limit=200)[0]
+
+
+def variogram(images, lag):
+    """Mean of half the squared difference along rows and columns, in units of the greys' variance: [n]."""
+    x = images[:, 0].double()
+    squares = [(x[:, lag:] - x[:, :-lag]).square(), (x[:, :, lag:] - x[:, :, :-lag]).square()]
+    return torch.stack([s.mean((1, 2)) for s in squares]).mean(0) / 2 / ((256**2 - 1) / 12)
+
+
+@pytest.mark.parametrize(("a", "b"), [(1.0, 16.0), (2.0, 8.0)])
+def test_dead_leaves_have_the_covariance_of_an_endless_plane_of_them(a, b):
+    """Two points share a leaf with chance γ(d)/(2γ(0) − γ(d)), γ the mean overlap: 5 standard errors, every lag."""
+    images = dead_leaves(600, 16, Generator().manual_seed(0), a, b)
+    for lag in (1, 2, 4, 8, 15):
+        shared = overlap(lag, a, b)
+        expected = 1 - shared / (2 * overlap(0, a, b) - shared)
+        found = variogram(images, lag)
+        assert float(found.mean()) == pytest.approx(expected, abs=5 * float(found.std()) / math.sqrt(600))
+
+
+def test_dead_leaves_look_alike_at_twice_the_size():
+    """Cut-offs and distances doubled, every second pixel taken: the same law."""
+    small, large = (dead_leaves(500, 16 * k, Generator().manual_seed(k), k, 8.0 * k)[..., ::k, ::k] for k in (1, 2))
+    for lag in (1, 3, 9):
+        one, two = variogram(small, lag), variogram(large, lag)
+        error = math.sqrt((float(one.var()) + float(two.var())) / 500)
+        assert float(one.mean()) == pytest.approx(float(two.mean()), abs=5 * error)
+
+
+def test_a_pixel_of_dead_leaves_is_of_any_grey_equally_often():
+    images = dead_leaves(4000, 2, Generator().manual_seed(1), 1.0, 8.0)
+    assert stats.chisquare((images[:, 0, 0, 0] // 16).bincount(minlength=16).numpy()).pvalue > 1e-3
+    assert int(images.min()) == 0 and int(images.max()) == 255
+
+
+def test_dead_leaves_repeat_with_their_seed():
+    one, same, other = (dead_leaves(3, 16, Generator().manual_seed(s), 1.0, 8.0) for s in (0, 0, 1))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+
+
+def test_noise_on_dead_leaves_is_normal_rounded_and_cut_to_8_bits():
+    """The same leaves with and without: away from black and white the difference has variance σ² + 1/12."""
+    plain, noisy = (dead_leaves(50, 16, Generator().manual_seed(2), 1.0, 8.0, noise) for noise in (0.0, 4.0))
+    middle = (plain > 30) & (plain < 225)
+    difference = (noisy.double() - plain.double())[middle]
+    n = len(difference)
+    assert float(difference.mean()) == pytest.approx(0, abs=5 * 4 / math.sqrt(n))
+    assert float(difference.var()) == pytest.approx(16 + 1 / 12, rel=5 * math.sqrt(2 / n))
+    assert bool((noisy[plain == 255] > 200).all()) and bool((noisy[plain == 0] < 55).all())  # cut, not wrapped round

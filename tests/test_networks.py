@@ -4,21 +4,36 @@ import math
 
 import pytest
 import torch
+from scipy import stats
+from scipy.integrate import quad
 from torch import Generator, nn
+from torch.nn.functional import conv2d
 
 from dpm.bound import evaluate
-from dpm.forward import Binomial, Gaussian
+from dpm.forward import Binomial, Gaussian, everywhere
 from dpm.networks import (
+    SOFTPLUS_MEAN,
+    SOFTPLUS_VARIANCE,
     BinomialDenoiser,
+    BumpReadout,
+    Convolutions,
+    Dense,
     GaussianDenoiser,
+    ImageDenoiser,
+    ImageNetwork,
+    MultiScaleConv,
+    ScaleSum,
     StepMLP,
     StepRBF,
     StepReadout,
     bumps,
     copying_layer,
+    cost,
     mlp,
+    odds_bumps,
+    time_bumps,
 )
-from dpm.reverse import BinomialStep, Denoise
+from dpm.reverse import BinomialStep, Denoise, GaussianStep
 from dpm.schedules import erase_evenly, geometric
 
 
@@ -53,22 +68,49 @@ def close(a, b, atol=1e-6):
 # Bumps and readouts
 
 
+def naive_bumps(u, centres, width):
+    values = [math.exp(-((u - centre) ** 2) / (2 * width**2)) for centre in centres]
+    return [value / sum(values) for value in values]
+
+
+def test_bumps_are_equation_63():
+    g = bumps(torch.tensor([-1.0, 0.3, 7.0]), torch.tensor([-2.0, 0.0, 5.0]), 1.5)
+    for row, u in zip(g.tolist(), (-1.0, 0.3, 7.0), strict=True):
+        assert row == pytest.approx(naive_bumps(u, (-2, 0, 5), 1.5), abs=1e-6)
+
+
 @pytest.mark.parametrize(("T", "count"), [(2, 2), (40, 7), (2000, 64)])
-def test_bumps_are_equation_63_in_log_t_over_T_minus_t_plus_1(T, count):
-    g = bumps(T, count)
+def test_odds_bumps_are_equation_63_in_log_t_over_T_minus_t_plus_1(T, count):
+    g = odds_bumps(T, count)
     assert g.shape == (T + 1, count)
     assert close(g.sum(1), torch.ones(T + 1))
     first, last = -math.log(T), math.log(T)
     width = (last - first) / (count - 1)
     for t in {1, 2, T // 2 + 1, T}:
-        u = math.log(t / (T - t + 1))
-        naive = [math.exp(-((u - first - j * width) ** 2) / (2 * width**2)) for j in range(count)]
-        assert g[t].tolist() == pytest.approx([value / sum(naive) for value in naive], abs=1e-5)
+        naive = naive_bumps(math.log(t / (T - t + 1)), [first + j * width for j in range(count)], width)
+        assert g[t].tolist() == pytest.approx(naive, abs=1e-5)
     assert g[1].argmax() == 0 and g[T].argmax() == count - 1
 
 
+def test_odds_bumps_stay_what_the_shipped_weights_were_trained_with():
+    """The heartbeat's 64 bumps over 2000 steps, written down when its weights were made."""
+    g = odds_bumps(2000, 64)
+    assert g[3, :3].tolist() == pytest.approx([1.23e-05, 0.0007135, 0.0151732], abs=1e-6)
+    assert g[1234, 30:35].tolist() == pytest.approx([0.0009665, 0.018852, 0.1352767, 0.3571057, 0.3467981], abs=1e-6)
+
+
 def test_no_bumps_are_an_empty_table():
-    assert bumps(5, 0).shape == (6, 0)
+    assert odds_bumps(5, 0).shape == (6, 0)
+
+
+@pytest.mark.parametrize(("T", "count"), [(10, 1), (1000, 10), (500, 7)])
+def test_time_bumps_are_equation_63_with_centres_evenly_inside_0_T(T, count):
+    g = time_bumps(T, count)
+    assert g.shape == (T + 1, count) and close(g.sum(1), torch.ones(T + 1))
+    centres = [T * (2 * j + 1) / (2 * count) for j in range(count)]
+    assert centres[0] > 0 and centres[-1] < T
+    for t in {1, 2, T // 3, T}:
+        assert g[t].tolist() == pytest.approx(naive_bumps(t, centres, T / count), abs=1e-5)
 
 
 def readout(T=6, inputs=3, outputs=2, ties=4, scale=0.5):
@@ -84,7 +126,7 @@ def test_readout_is_its_own_linear_layer_plus_the_smooth_part():
     """own_t + Σ_j g_j(t) V_j, written out sample by sample, the constant 1 last."""
     layer = scramble(readout())
     h, t = draws(5, 3), torch.tensor([1, 6, 3, 3, 2])
-    g, shared = bumps(6, 4), layer.shared.view(4, 4, 2)
+    g, shared = odds_bumps(6, 4), layer.shared.view(4, 4, 2)
     naive = []
     for i, s in enumerate(t.tolist()):
         weight = layer.start[s] + 0.5 * layer.own[s] + sum(g[s, j] * shared[j] for j in range(4))
@@ -359,3 +401,269 @@ def test_trained_denoisers_hear_every_entry_and_t(batch):
         assert bool((p(q, xt, t + 1)[0] != mean).all())
         for i in range(batch):  # a sample's answer is its own, whatever its batch
             assert close(p(q, xt[i : i + 1], t[i : i + 1])[0], mean[i : i + 1], 1e-5)
+
+
+# The networks of images
+
+
+def picture(*shape, seed=1):
+    """Images of variance 1 as x^t has them in mid-chain: half a random walk over rows and columns, half noise."""
+    walk = draws(*shape, seed=seed).cumsum(-1).cumsum(-2)
+    walk = (walk - walk.mean((-1, -2), keepdim=True)) / walk.std((-1, -2), keepdim=True)
+    return (walk + draws(*shape, seed=seed + 1)) / math.sqrt(2)
+
+
+def conv_net(T=20, channels=1, J=4, scales=2):
+    return ImageNetwork(T, channels, [Convolutions(channels, 5, 2, 3, scales)], width=6, layers=2, J=J)
+
+
+def dense_net(T=20, channels=1, J=4, size=4):
+    return ImageNetwork(T, channels, [Dense(channels, size, 7, 2, 3)], width=6, layers=2, J=J)
+
+
+def both_net(T=20, channels=3, J=4, size=4):
+    pathways = [Dense(channels, size, 7, 2, 3), Convolutions(channels, 5, 2, 3, 2)]
+    return ImageNetwork(T, channels, pathways, width=6, layers=2, J=J)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "scales", "size"), [(3, 1, (5, 7)), (3, 2, (4, 6)), (5, 3, (8, 12)), (1, 4, (8, 8))]
+)
+def test_scale_sum_pools_convolves_upsamples_and_adds(kernel, scales, size):
+    """D.2.1's steps 1 to 3, each scale alone: means of blocks, a convolution, every pixel repeated, the sum."""
+    layer = scramble(ScaleSum(2, 3, kernel, scales, mean=0.4))
+    x, total = draws(2, 2, *size), torch.zeros(2, 3, *size)
+    for k, convolution in enumerate(layer.convolutions):
+        f = 2**k
+        blocks = (x - 0.4).reshape(2, 2, size[0] // f, f, size[1] // f, f).mean((3, 5))
+        small = conv2d(blocks, convolution.weight, padding=kernel // 2)
+        total += small.repeat_interleave(f, 2).repeat_interleave(f, 3)
+    assert len(layer.convolutions) == scales
+    assert close(layer(x), total + layer.bias.view(1, 3, 1, 1), 1e-5)
+
+
+def test_multi_scale_layer_ends_in_one_softplus():
+    layer, x = scramble(MultiScaleConv(2, 3, 3, 2)), draws(2, 2, 4, 4)
+    plain = ScaleSum(2, 3, 3, 2)
+    plain.load_state_dict(layer.state_dict())
+    assert close(layer(x), torch.log(1 + torch.exp(plain(x))), 1e-5)
+
+
+def test_the_sum_over_scales_sees_further_than_its_kernel():
+    """A 3×3 kernel at 3 scales reaches across 8 pixels, and no further than its blocks of 4."""
+    layer, x = ScaleSum(1, 1, 3, 3), torch.zeros(1, 1, 16, 16)
+    x[0, 0, 0, 0] = 1
+    reach = (layer(x) != layer(torch.zeros_like(x)))[0, 0]
+    assert bool(reach[:8, :8].all()) and not bool(reach[8:].any()) and not bool(reach[:, 8:].any())
+
+
+@pytest.mark.parametrize("size", [(6, 8), (8, 6), (10, 10)])
+def test_images_that_do_not_pool_are_refused_with_the_size_the_scales_and_a_way_out(size):
+    layer = MultiScaleConv(1, 2, 3, 3)
+    with pytest.raises(ValueError, match=f"{size[0]}×{size[1]} do not pool to 3 scales.*multiples of 4") as refusal:
+        layer(torch.zeros(1, 1, *size))
+    assert "\n" not in str(refusal.value)
+    assert MultiScaleConv(1, 2, 3, 2)(torch.zeros(1, 1, *size)).shape == (1, 2, *size)
+
+
+def test_softplus_moments_by_quadrature():
+    def moment(power):
+        return quad(lambda a: math.log1p(math.exp(a)) ** power * stats.norm.pdf(a), -12, 12)[0]
+
+    assert pytest.approx(moment(1), abs=1e-7) == SOFTPLUS_MEAN
+    assert pytest.approx(moment(2) - moment(1) ** 2, abs=1e-7) == SOFTPLUS_VARIANCE
+
+
+@pytest.mark.parametrize("scales", [1, 2, 3])
+def test_six_multi_scale_layers_keep_the_variance_of_their_signal(scales):
+    """What of each layer's output changes from image to image: within a factor of 5, for noise and pictures."""
+    for x in (draws(48, 1, 32, 32), picture(48, 1, 32, 32)):
+        h = x
+        for layer in Convolutions(1, 32, 6, 3, scales):
+            h = layer(h).detach()
+            assert 1 / 5 < float(h.var(0).mean()) / SOFTPLUS_VARIANCE < 5
+            assert SOFTPLUS_MEAN / 2 < float(h.mean()) < SOFTPLUS_MEAN * 2
+
+
+def test_one_scale_starts_at_the_moments_it_is_told_of():
+    """At kernel 1 and many channels, outputs of mean 0 and variance 1 from inputs of mean 3 and variance ¼."""
+    x = 3 + draws(64, 200, 4, 4) / 2
+    y = ScaleSum(200, 200, 1, 1, mean=3.0, variance=0.25)(x).detach()
+    assert float(y.mean()) == pytest.approx(0, abs=0.03)
+    assert float(y.var()) == pytest.approx(1, abs=0.05)
+
+
+def test_dense_pathway_is_tanh_layers_over_the_whole_image():
+    layer = scramble(Dense(2, 3, 7, 2, 4))
+    x = draws(5, 2, 3, 3)
+    linear = [m for m in layer if isinstance(m, nn.Linear)]
+    assert [tuple(m.weight.shape) for m in linear] == [(7, 18), (7, 7), (36, 7)]
+    h = x.reshape(5, 18)
+    for m in linear:
+        h = torch.tanh(h @ m.weight.T + m.bias)
+    assert close(layer(x), h.reshape(5, 4, 3, 3), 1e-5)
+
+
+def test_tanh_layers_start_with_the_variance_kept():
+    """Four layers of 500 over noise, and over pictures: between a third and three times tanh's own variance, 0.39."""
+    for x in (draws(200, 1, 8, 8), picture(200, 1, 8, 8)):
+        h = x
+        for layer in Dense(1, 8, 500, 4, 2):
+            h = layer(h).detach()
+            if isinstance(layer, nn.Tanh):
+                assert 0.39 / 3 < float(h.var(0).mean()) < 0.39 * 3
+
+
+def test_bump_readout_is_equation_62_pixel_by_pixel():
+    """Coefficients y_ij of every pixel, stored, then their sum over bumps."""
+    layer = scramble(BumpReadout(20, inputs=3, outputs=2, J=4))
+    h, t = draws(5, 3, 2, 6), torch.tensor([1, 20, 7, 7, 12])
+    y = torch.einsum("jof,bfhw->bjohw", layer.weight, h) + layer.bias[:, :, None, None]
+    g = [naive_bumps(s, [2.5, 7.5, 12.5, 17.5], 5) for s in t.tolist()]
+    naive = torch.stack([sum(g[i][j] * y[i, j] for j in range(4)) for i in range(5)])
+    assert close(layer(h, t), naive, 1e-5)
+
+
+def test_image_network_puts_its_pathways_side_by_side():
+    network = scramble(both_net())
+    x, t = draws(2, 3, 4, 4), torch.tensor([3, 17])
+    dense, conv = network.pathways
+    h = torch.cat([dense(x), conv(x)], 1)
+    for m in network.top:
+        h = torch.tanh(h) if isinstance(m, nn.Tanh) else conv2d(h, m.weight, m.bias)
+    assert [m.kernel_size for m in network.top if isinstance(m, nn.Conv2d)] == [(1, 1), (1, 1)]
+    assert close(network(x, t), network.readout(h, t), 1e-5)
+
+
+@pytest.mark.parametrize(("network", "channels"), [(dense_net(), 1), (conv_net(), 1), (both_net(), 3)])
+def test_image_networks_start_at_zero_so_that_p_starts_at_the_forward_kernel(network, channels):
+    x, t = draws(3, channels, 4, 4).double(), torch.tensor([2, 11, 20])
+    assert torch.equal(network(x.float(), t), torch.zeros(3, 2 * channels, 4, 4))
+    q = Gaussian(geometric(20, 0.01, 0.9))
+    law, kernel = GaussianStep(network)(q, x, t), q.step(x, t)
+    assert close(law.mean.detach(), kernel.mean, 1e-14)
+    assert close(law.variance.detach().expand_as(x), kernel.variance.expand_as(x), 1e-14)
+
+
+@pytest.mark.parametrize(("network", "channels"), [(dense_net(), 1), (conv_net(), 1), (both_net(), 3)])
+def test_each_image_has_an_answer_of_its_own_and_its_own_t(network, channels):
+    scramble(network)
+    x, t = draws(3, channels, 4, 4), torch.tensor([2, 11, 20])
+    whole = network(x, t)
+    assert whole.shape == (3, 2 * channels, 4, 4)
+    for i in range(3):
+        assert close(network(x[i : i + 1], t[i : i + 1]), whole[i : i + 1], 1e-5)
+    assert bool((network(x, t.flip(0))[::2] != whole[::2]).any())
+
+
+@pytest.mark.parametrize("size", [(4, 4), (8, 12), (16, 2)])
+def test_convolutions_take_images_of_any_size_that_pools(size):
+    """And a patch's answer, away from borders, does not depend on what lies far from it."""
+    network, t = scramble(conv_net()), torch.tensor([7, 7])
+    assert network(draws(2, 1, *size), t).shape == (2, 2, *size)
+    wide = draws(2, 1, 32, 32)
+    inside = network(wide, t)[:, :, 12:20, 12:20]
+    assert close(network(wide[:, :, 4:28, 4:28], t)[:, :, 8:16, 8:16], inside, 1e-5)
+
+
+def test_images_in_channels_last_get_the_same_answer():
+    network, x, t = scramble(both_net()), draws(3, 3, 4, 4), torch.tensor([2, 11, 20])
+    last = network.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last), t)
+    assert close(last, network(x, t), 1e-5)
+
+
+def test_bumps_fill_no_weights_file_of_an_image_network():
+    assert not any(
+        "bumps" in name or "centres" in name for name in (*both_net().state_dict(), *denoiser().state_dict())
+    )
+    assert all(parameter.requires_grad for parameter in both_net().parameters())
+
+
+# What they cost
+
+
+def test_cost_of_a_dense_pathway_by_hand():
+    """Multiply-adds: every weight once, the 1×1 and bump layers once a pixel. Kept: each layer's input or output."""
+    network, (D, pixels) = dense_net(), (16, 16)
+    adds, kept = cost(network, draws(1, 1, 4, 4), torch.tensor([3]))
+    mixing = 4 * 2 * 6  # the weights at t, from those of 4 bumps
+    biases = 4 * 2
+    assert adds == (D * 7 + 7 * 7 + 7 * 3 * pixels) + pixels * (3 * 6 + 6 * 6) + pixels * 6 * 2 + mixing + biases
+    numbers = D + 7 + 7 + 3 * pixels + (6 + 6) * pixels  # x and what each tanh gives
+    assert 4 * numbers <= kept <= 4 * numbers + 4 * (3 * pixels) + 200  # the concatenation copies; a row of weights, t
+
+
+@pytest.mark.parametrize("scales", [1, 2, 3])
+def test_cost_of_a_multi_scale_layer_by_hand(scales):
+    """Kernel² × inputs × outputs a place, at 8×8, 4×4, … places."""
+    adds, kept = cost(MultiScaleConv(2, 3, 5, scales), draws(1, 2, 8, 8).requires_grad_())
+    assert adds == 25 * 2 * 3 * sum((8 >> k) ** 2 for k in range(scales))
+    inputs = 2 * sum((8 >> k) ** 2 for k in range(scales))  # one less its mean, and one a pooling
+    assert kept == 4 * (inputs + 3 * 64)  # and what softplus is given
+
+
+def test_what_a_step_keeps_does_not_grow_with_T_and_grows_with_the_batch():
+    small, large = (cost(both_net(T=T), draws(1, 3, 4, 4), torch.tensor([3])) for T in (10, 1000))
+    assert small == large
+    two = cost(both_net(), draws(2, 3, 4, 4), torch.tensor([3, 4]))
+    assert two[0] == 2 * small[0] and small[1] < two[1] <= 2 * small[1]
+
+
+# Our denoiser of images
+
+
+def denoiser(channels=1):
+    return ImageDenoiser(channels, width=6, blocks=2, scales=2)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_image_denoiser_starts_at_the_exact_answer_for_normal_data(channels):
+    q, p = Gaussian(geometric(6, 0.01, 0.95)), denoiser(channels)
+    xt, t = draws(5, channels, 4, 4).double(), torch.tensor([1, 2, 3, 5, 6])
+    mean, variance = (moment.detach() for moment in p(q, xt, t))
+    for i, s in enumerate(t.tolist()):
+        signal = math.prod(1 - b for b in q.beta[: s + 1].tolist())
+        assert close(mean[i], math.sqrt(signal) * xt[i], 1e-12)
+        assert close(variance[i], torch.full_like(xt[i], 1 - signal), 1e-12)
+    law, kernel = Denoise(p)(q, xt[1:], t[1:]), q.step(xt[1:], t[1:])
+    assert close(law.mean.detach(), kernel.mean, 1e-12)
+    assert close(law.variance.detach(), kernel.variance.expand_as(xt[1:]), 1e-12)
+
+
+def test_image_denoiser_hears_the_noise_level_and_not_t():
+    """Two chains, of 6 steps and of 11, where every other step of one has the noise of the other."""
+    p = scramble(denoiser())
+    short, long = Gaussian(geometric(6, 0.01, 0.95)), Gaussian(geometric(11, 0.01, 0.95))
+    xt = draws(3, 1, 4, 4).double()
+    for t in range(1, 6):
+        a = torch.cat(p(short, xt, torch.full((3,), t)))
+        assert close(a, torch.cat(p(long, xt, torch.full((3,), 2 * t - 1))), 1e-5)
+        assert bool((a != torch.cat(p(long, xt, torch.full((3,), 2 * t)))).any())
+
+
+def test_image_denoiser_takes_one_t_or_many_and_each_image_alone():
+    p, q = scramble(denoiser(3)), Gaussian(geometric(6, 0.01, 0.95))
+    xt, t = draws(3, 3, 8, 4).double(), torch.tensor([2, 4, 6])
+    mean, variance = p(q, xt, t)
+    assert mean.shape == variance.shape == xt.shape and bool((variance > 0).all())
+    for i in range(3):
+        one = everywhere(int(t[i]), xt)
+        assert close(p(q, xt, one)[0][i], mean[i], 1e-5) and close(p(q, xt, one)[1][i], variance[i], 1e-5)
+
+
+def test_image_denoiser_answers_where_the_chain_has_forgotten_all():
+    """β_T = 1: nothing is left of x⁰ in x^T, and the answer is that of hardly anything left."""
+    p, xt, t = scramble(denoiser()), draws(2, 1, 4, 4).double(), torch.tensor([4, 4])
+    gone, faint = erase_evenly(4), erase_evenly(4)
+    faint[4] -= 1e-12
+    answers = [torch.cat(p(Gaussian(beta), xt, t)) for beta in (gone, faint)]
+    assert bool(answers[0].isfinite().all()) and close(*answers, 1e-4)
+
+
+def test_every_parameter_of_the_image_networks_learns():
+    t, q = torch.tensor([2, 11, 20]), Gaussian(geometric(20, 0.01, 0.9))
+    both, ours = scramble(both_net(), size=0.1), scramble(denoiser(3), size=0.1)
+    x = draws(3, 3, 4, 4)
+    for network, answer in ((both, both(x, t)), (ours, torch.cat(ours(q, x, t)))):
+        answer.square().sum().backward()
+        assert all(bool(parameter.grad.any()) for parameter in network.parameters())

@@ -6,10 +6,21 @@ import pytest
 import torch
 from torch import Generator, nn
 
+from dpm.bound import along_trajectory, evaluate
 from dpm.datasets import heartbeat_sequences
 from dpm.forward import Binomial, Bits, Gaussian, Normal
 from dpm.optimum import Optimum
-from dpm.reverse import BinomialStep, Denoise, Diffusion, GaussianStep, edge, sample, trajectory
+from dpm.reverse import (
+    BinomialStep,
+    Denoise,
+    Diffusion,
+    GaussianStep,
+    edge,
+    fixed_point_mean,
+    kernel_mean,
+    sample,
+    trajectory,
+)
 from dpm.schedules import Fixed, Learned, erase_evenly, geometric
 
 
@@ -92,6 +103,77 @@ def test_gaussian_step_starts_at_the_forward_kernel():
     network.forward = lambda x, t: torch.zeros(len(x), 4)
     law, kernel = GaussianStep(network)(q, xt, t), q.step(xt, t)
     assert torch.allclose(law.mean, kernel.mean, atol=1e-14) and torch.allclose(law.variance, kernel.variance)
+
+
+def test_gaussian_step_with_the_mean_of_equation_65():
+    """(x − z)(1−Σ) + z = x − Σ(x − z), Σ that of (64), written out number by number."""
+    q, xt = Gaussian(geometric(5, 0.01, 0.9)), draws(6, 2)
+    network, t = Says(4), torch.tensor([2, 3, 4, 5, 2, 5])
+    with torch.no_grad():
+        law, other = (GaussianStep(network, mean)(q, xt, t) for mean in (fixed_point_mean, kernel_mean))
+    for i, s in enumerate(t.tolist()):
+        b, z = float(q.beta[s]), network(xt[i : i + 1].float(), t[i : i + 1])[0].tolist()
+        for j in range(2):
+            odds = math.exp(z[2 + j]) * b / (1 - b)
+            x, sigma = float(xt[i, j]), odds / (1 + odds)
+            assert float(law.mean[i, j]) == pytest.approx(x - sigma * (x - z[j]), abs=1e-12)
+    assert torch.equal(law.variance, other.variance)
+
+
+def test_z_is_the_fixed_point_of_65_and_a_shift_in_the_other_mean():
+    x, z, sigma, beta = (
+        draws(7),
+        draws(7, seed=2),
+        torch.rand(7, generator=Generator().manual_seed(3)).double(),
+        real(0.3),
+    )
+    assert torch.allclose(fixed_point_mean(z, z, sigma, beta), z, atol=1e-15)
+    far = x
+    for _ in range(2000):
+        far = fixed_point_mean(far, z, sigma.clamp(min=0.02), beta)  # every start is drawn to it
+    assert torch.allclose(far, z, atol=1e-12)
+    shift = kernel_mean(x, z, sigma, beta) - kernel_mean(x, torch.zeros(7), sigma, beta)
+    assert torch.allclose(shift, z * math.sqrt(0.3), atol=1e-15)
+
+
+def test_with_z_at_zero_one_mean_is_the_kernels_and_the_other_shrinks_by_its_square():
+    """√(1−β) against 1−β, Σ being β: (65) is the forward kernel only to first order in β."""
+    q, xt, t = Gaussian(geometric(5, 0.01, 0.9)), draws(4, 2), torch.tensor([2, 3, 4, 5])
+    network = Says(4)
+    network.forward = lambda x, t: torch.zeros(len(x), 4)
+    ours, paper = (GaussianStep(network, mean)(q, xt, t) for mean in (kernel_mean, fixed_point_mean))
+    keep = 1 - q.beta[2:, None]
+    assert torch.allclose(ours.mean, xt * keep.sqrt(), atol=1e-14)
+    assert torch.allclose(paper.mean, xt * keep, atol=1e-14)
+
+
+class Pixels(nn.Module):
+    """A network of images, [B, C, H, W] → [B, 2C, H, W], linear in all pixels; the same for flat images, [B, D]."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.shape, size = shape, math.prod(shape)
+        self.weight = draws(size, 2 * size) / size
+
+    def forward(self, x, t):
+        z = (x.flatten(1).double() @ self.weight + t[:, None] / 20).to(x.dtype)
+        return z.view(len(x), 2 * self.shape[0], *self.shape[1:]) if x.dim() > 2 else z
+
+
+@pytest.mark.parametrize("mean", [kernel_mean, fixed_point_mean])
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 2, 4)])
+def test_images_are_vectors_to_the_bound_and_to_samples(mean, shape):
+    """(14), (37)-(39) and p(x⁰) of an image batch, and of the same flattened, with the same noise."""
+    q, p = Gaussian(geometric(4, 0.01, 0.9)), GaussianStep(Pixels(*shape), mean)
+    x0 = draws(5, *shape)
+    law = p(q, x0, torch.tensor([2, 3, 4, 2, 3]))
+    assert law.mean.shape == law.variance.shape == x0.shape
+    for weigh in (evaluate, along_trajectory):
+        image, flat = (weigh(p, q, x, Generator().manual_seed(0)) for x in (x0, x0.flatten(1)))
+        image, flat = (K if weigh is along_trajectory else K.K for K in (image, flat))
+        assert image.shape == (5,) and torch.allclose(image, flat, atol=1e-9, rtol=0)
+    image, flat = (sample(p, q, x, Generator().manual_seed(0)) for x in (x0, x0.flatten(1)))
+    assert image.shape == x0.shape and torch.allclose(image.flatten(1), flat, atol=1e-9, rtol=0)
 
 
 def test_binomial_step_is_a_sigmoid_of_the_network():
