@@ -137,7 +137,7 @@ def curves(x: Sequence[float] | Tensor, lines: dict[str, Tensor], xlabel: str, y
 
 def rates(levels: Sequence[Tensor], costs: Sequence[Tensor], titles: Sequence[str]) -> list[Figure]:
     """One picture a schedule: its noise variance at t = 1…T, on a scale of odds, and what steps 2…T cost, in bits."""
-    figures = []
+    figures: list[Figure] = []
     for level, cost, title in zip(levels, costs, titles, strict=True):
         figure = Picture(figsize=(6.4, 3.2), layout="constrained")
         left, right = figure.subplots(1, 2)
