@@ -1,4 +1,4 @@
-"""The command line: dpm list | train | evaluate | optimum | schedule | sample."""
+"""The command line: dpm list | train | evaluate | optimum | schedule | sample | denoise | inpaint."""
 
 import argparse
 import json
@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -14,7 +15,7 @@ import torch
 from torch import Generator
 from tqdm import tqdm
 
-from dpm import plots
+from dpm import plots, posterior
 from dpm.bound import in_bits, mean_and_error
 from dpm.datasets import heartbeat, heartbeat_sequences
 from dpm.experiments import (
@@ -24,14 +25,14 @@ from dpm.experiments import (
     build,
     choose,
     load,
-    provenance,
-    report,
     weights_path,
 )
 from dpm.files import UserError, read_tensors, refuse_unwritable, write, write_json, write_tensors
-from dpm.forward import Binomial, Gaussian
+from dpm.forward import Binomial, Chain, Gaussian
 from dpm.optimum import Optimum, best_K, best_schedule, exact_K
-from dpm.reverse import sample
+from dpm.posterior import Noisy
+from dpm.results import provenance, report
+from dpm.reverse import Denoise, Diffusion, sample
 from dpm.schedules import erase_evenly, geometric
 from dpm.train import Draw, Run, choose_device, join, place, refuse_uneven, train
 
@@ -63,7 +64,7 @@ def list_experiments(args: argparse.Namespace) -> None:
     for row in rows:
         print(
             f"{row['experiment']:14}{row['setting']:10}"
-            f"{row['paper']['K']:>10}{row['paper']['K_minus_L_null']:>10}  {row['unit']:10}"
+            f"{row['paper'].get('K', '—'):>10}{row['paper'].get('K_minus_L_null', '—'):>10}  {row['unit']:10}"
             f"{'shipped' if row['shipped'] else 'train them'}"
         )
 
@@ -97,7 +98,7 @@ def train_experiment(args: argparse.Namespace) -> None:
     with tqdm(total=steps, initial=run.step, unit="step", disable=not first) as bar:
         for record in train(run, experiment.draw, setting.batch, steps, setting.rate, checkpoint):
             bar.update(record.step - bar.n)
-            bar.set_postfix_str(f"K {float(in_bits(torch.tensor(record.K))):.3f} {experiment.unit}", refresh=False)
+            bar.set_postfix_str(f"K {record.K / math.log(2) / experiment.pixels:.3f} {experiment.unit}", refresh=False)
     if not first:
         return
     seconds = time.monotonic() - started
@@ -139,9 +140,9 @@ def evaluate_experiment(args: argparse.Namespace) -> None:
 
 def optimum(args: argparse.Namespace) -> None:
     """`dpm optimum`: K*, the most any network can reach with the untrained chain of T steps."""
-    experiment, _ = choose(args.name, "paper")
+    experiment, p = exact(args.name)
     T = steps(experiment, args)
-    p, q, draw = experiment.optimum, experiment.chain(T), experiment.draw
+    q, draw = experiment.chain(T), experiment.draw
     if args.length is not None or args.period is not None:
         p, q, draw = other_heartbeat(args, T)
     counted = exact_K(p, q) if isinstance(q, Binomial) else None
@@ -160,6 +161,15 @@ def optimum(args: argparse.Namespace) -> None:
         },
         args.json,
     )
+
+
+def exact(name: str) -> tuple[Experiment, Optimum]:
+    """An experiment whose best reverse model is known."""
+    experiment, _ = choose(name, "paper")
+    if experiment.optimum is None:
+        known = ", ".join(other for other in EXPERIMENTS if EXPERIMENTS[other].optimum)
+        raise UserError(f"nobody knows the optimum of {name}; it is known for {known}")
+    return experiment, experiment.optimum
 
 
 def steps(experiment: Experiment, args: argparse.Namespace) -> int:
@@ -187,13 +197,13 @@ def other_heartbeat(args: argparse.Namespace, T: int) -> tuple[Optimum, Binomial
 
 def schedule(args: argparse.Namespace) -> None:
     """`dpm schedule`: the rates that make K* the highest, beside the best geometric ones, on fresh samples."""
-    experiment, _ = choose(args.name, "paper")
+    experiment, p = exact(args.name)
     T = steps(experiment, args)
     if not isinstance(experiment.chain(2), Gaussian):
         raise UserError(f"{args.name} is made of bits; a best schedule is computed for real numbers")
     if args.out:
         refuse_unwritable(args.out)
-    p, generator = experiment.optimum, Generator().manual_seed(args.seed)
+    generator = Generator().manual_seed(args.seed)
     beta = best_schedule(p, T, BETA_1, experiment.draw(1_500, generator), generator)
     x0 = experiment.draw(4_000, generator)
 
@@ -214,6 +224,25 @@ def schedule(args: argparse.Namespace) -> None:
 
 def sample_experiment(args: argparse.Namespace) -> None:
     """`dpm sample`: draws of p(x⁰), and the share of them that the data could have been."""
+    experiment, model, q, generator = sampler(args)
+    like = torch.zeros(args.n, *experiment.shape, dtype=precision(experiment), device=q.beta.device)
+    x = sample(model.p, q, like, generator).cpu()
+    if args.out:
+        write(args.out, plots.png(plots.SAMPLES.get(args.name, plots.image_grid)(x)))
+    result = {"experiment": args.name, "setting": args.setting, "n": args.n, "T": q.T}
+    if experiment.optimum:
+        log_q = in_bits(experiment.optimum.log_probability(x))
+        result |= {"possible_share": float(log_q.isfinite().double().mean())}
+    show(result | {"provenance": provenance(sys.argv[1:], args.seed, q.beta.device)}, args.json)
+
+
+def precision(experiment: Experiment) -> torch.dtype:
+    """Of samples: pictures in float32, as their networks; what is held against the truth in float64."""
+    return torch.float32 if experiment.images else torch.float64
+
+
+def sampler(args: argparse.Namespace) -> tuple[Experiment, Diffusion, Chain, Generator]:
+    """What drawing takes: the trained model, its chain or that of --T steps, a generator; --out is looked at first."""
     experiment, _ = choose(args.name, args.setting)
     if not 1 <= args.n <= 1_000_000:
         raise UserError(f"-n {args.n}: give 1 to 1000000")
@@ -221,15 +250,59 @@ def sample_experiment(args: argparse.Namespace) -> None:
     model = load(args.name, args.setting, args.checkpoint, device)
     if args.out:
         refuse_unwritable(args.out)
-    generator = Generator(device).manual_seed(args.seed)
-    like = experiment.draw(1, generator).expand(args.n, -1)
-    x = sample(model.p, model.q(), like, generator).cpu()
+    q = model.q()
+    if args.T is not None:
+        if not isinstance(model.p, Denoise):
+            raise UserError(f"{args.name} --setting {args.setting} knows its own {q.T} steps only; leave out --T")
+        q = experiment.chain(steps(experiment, args))
+        q = type(q)(q.beta.to(device)) if isinstance(q, Gaussian) else q
+    return experiment, model, q, Generator(device).manual_seed(args.seed)
+
+
+def denoise(args: argparse.Namespace) -> None:
+    """`dpm denoise`: held-out pictures plus normal noise, and a sample of the posterior given those; Figure 3."""
+    if not args.variance > 0:
+        raise UserError(f"--variance {args.variance} is no noise; give a number above 0")
+
+    def look(x0: torch.Tensor, generator: Generator) -> tuple[Noisy, torch.Tensor]:
+        y = x0 + math.sqrt(args.variance) * torch.randn(x0.shape, generator=generator, device=x0.device)
+        return Noisy(y, torch.full_like(y, args.variance)), y
+
+    restore(args, look)
+
+
+def inpaint(args: argparse.Namespace) -> None:
+    """`dpm inpaint`: held-out pictures with a square hole, and a sample of the posterior given the rest; Figure 5."""
+
+    def look(x0: torch.Tensor, generator: Generator) -> tuple[Noisy, torch.Tensor]:
+        height, width = x0.shape[-2:]
+        if not 1 <= args.hole < min(height, width):
+            raise UserError(f"--hole {args.hole} does not fit in {height}×{width}; give 1 to {min(height, width) - 1}")
+        top, left = (height - args.hole) // 2, (width - args.hole) // 2
+        missing = torch.zeros_like(x0)
+        missing[..., top : top + args.hole, left : left + args.hole] = 1
+        noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+        return Noisy(x0, torch.where(missing > 0, math.inf, 0.0)), torch.where(missing > 0, noise, x0)
+
+    restore(args, look)
+
+
+def restore(args: argparse.Namespace, look: Callable[..., tuple[Noisy, torch.Tensor]]) -> None:
+    """Draw x⁰ from the model times what a look at held-out pictures says of them; write all three, print the errors."""
+    experiment, model, q, generator = sampler(args)
+    if experiment.images is None:
+        raise UserError(f"{args.name} has no pictures to restore; try digits")
+    x0 = experiment.held_out(generator)[: args.n].float()
+    r, seen = look(x0, generator)
+    x, _ = posterior.sample(model.p, q, r, x0, generator, CHOICES[args.r])
     if args.out:
-        write(args.out, plots.png(plots.SAMPLES[args.name](x)))
-    log_q = in_bits(experiment.optimum.log_probability(x))
-    result = {"experiment": args.name, "setting": args.setting, "n": args.n}
-    result |= {"possible_share": float(log_q.isfinite().double().mean())}
-    show(result | {"provenance": provenance(sys.argv[1:], args.seed, device)}, args.json)
+        write(args.out, plots.png(plots.restoration(x0.cpu(), seen.cpu(), x.cpu())))
+    result = {"experiment": args.name, "setting": args.setting, "n": len(x0), "r": args.r, "T": q.T}
+    result |= {"error_seen": float((seen - x0).square().mean()), "error_restored": float((x - x0).square().mean())}
+    show(result | {"provenance": provenance(sys.argv[1:], args.seed, q.beta.device)}, args.json)
+
+
+CHOICES = {"constant": posterior.constant, "fading": posterior.fading, "carried": posterior.carried}
 
 
 def seed(text: str) -> int:
@@ -258,11 +331,18 @@ def parser() -> Parser:
         if name != "list":
             one.add_argument("name", help="an experiment, see `dpm list`")
             one.add_argument("--seed", type=seed, default=0)
-        if name in ("train", "evaluate", "sample"):
-            one.add_argument("--setting", default="paper", help="paper (as published, the default) or ours")
+        if name in ("train", "evaluate", "sample", "denoise", "inpaint"):
+            one.add_argument("--setting", default="paper", help="paper (as published, the default), ours, cpu")
             one.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-        if name in ("evaluate", "sample"):
+        if name in ("evaluate", "sample", "denoise", "inpaint"):
             one.add_argument("--checkpoint", type=Path, help="weights to use in place of the shipped ones")
+        if name in ("sample", "denoise", "inpaint"):
+            one.add_argument("-n", type=int, default=16, help="how many")
+            one.add_argument("--out", type=Path, help="a PNG of them")
+        if name in ("optimum", "schedule", "sample", "denoise", "inpaint"):
+            one.add_argument("--T", type=int, help="number of steps")
+        if name in ("denoise", "inpaint"):
+            one.add_argument("--r", choices=list(CHOICES), default="constant", help="r(x^t), Section 2.5.4")
         return one
 
     command("list", list_experiments, "experiments, settings, the paper's numbers, shipped weights")
@@ -271,16 +351,16 @@ def parser() -> Parser:
     training.add_argument("--out", type=Path, help="folder, runs/NAME-SETTING when not given")
     training.add_argument("--resume", action="store_true", help="continue from the folder's checkpoint")
     command("evaluate", evaluate_experiment, "K on held-out data, its parts, L_null and K*")
-    exact = command("optimum", optimum, "K* and −H(X⁰)")
-    exact.add_argument("--T", type=int, help="number of steps")
-    exact.add_argument("--length", type=int, help="bits of another heartbeat")
-    exact.add_argument("--period", type=int, help="bits from one of its ones to the next")
+    best = command("optimum", optimum, "K* and −H(X⁰)")
+    best.add_argument("--length", type=int, help="bits of another heartbeat")
+    best.add_argument("--period", type=int, help="bits from one of its ones to the next")
     rates = command("schedule", schedule, "the rates that make K* the highest")
-    rates.add_argument("--T", type=int, help="number of steps")
     rates.add_argument("--out", type=Path, help="a JSON file for them")
-    sampling = command("sample", sample_experiment, "draw from p(x⁰)")
-    sampling.add_argument("-n", type=int, default=16, help="how many")
-    sampling.add_argument("--out", type=Path, help="a PNG of the samples")
+    command("sample", sample_experiment, "draw from p(x⁰)")
+    noisy = command("denoise", denoise, "restore held-out pictures from noise")
+    noisy.add_argument("--variance", type=float, default=1.0, help="of the noise; 1 is that of the data")
+    holes = command("inpaint", inpaint, "restore held-out pictures from a hole in their middle")
+    holes.add_argument("--hole", type=int, default=4, help="its side, in pixels")
     return top
 
 

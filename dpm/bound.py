@@ -64,6 +64,17 @@ def evaluate(p: Reverse, q: Chain, x0: Tensor, generator: Generator) -> Bound:
 
 
 @torch.no_grad()
+def evaluate_some(p: Reverse, q: Chain, x0: Tensor, generator: Generator, times: int) -> Bound:
+    """(14) with so many t for each sample, evenly spaced from a start of its own: as unbiased as all, and cheaper."""
+    kl = torch.zeros(len(x0), dtype=x0.dtype, device=x0.device)
+    start = torch.rand(len(x0), generator=generator, dtype=torch.float64, device=x0.device)
+    for k in range(times):
+        t = 2 + ((start + k) / times * (q.T - 1)).long().clamp(max=q.T - 2)
+        kl += (q.T - 1) / times * step_kl(p, q, x0, t, q.noise(x0, generator))
+    return with_constants(kl, q, x0)
+
+
+@torch.no_grad()
 def along_trajectory(p: Reverse, q: Chain, x0: Tensor, generator: Generator) -> Tensor:
     """K from whole trajectories, equations (37)-(39): log p(x^T) + Σ_t log p(x^{t−1}|x^t)/q(x^t|x^{t−1}), [B] nats.
 

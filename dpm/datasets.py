@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Generator, Tensor
@@ -80,10 +81,6 @@ class Images:
         """The grey levels that x falls in; those of a model's samples may lie outside the data's."""
         return (x * self.scale + self.shift).floor().long()
 
-    def code_length(self, K: Tensor) -> Tensor:
-        """Bits a dimension that suffice, in the mean, for the grey levels themselves when x⁰ has bound K, in nats."""
-        return math.log2(self.scale) - K / math.log(2) / self.train[0].numel()
-
 
 def scaled(train: Tensor, test: Tensor) -> Images:
     """Shift and scale from all of `train`, to mean 0 and variance 1 with the noise, which adds ½ and 1/12."""
@@ -94,12 +91,13 @@ def scaled(train: Tensor, test: Tensor) -> Images:
     return Images(train, test, mean + 1 / 2, math.sqrt(variance + 1 / 12))
 
 
-def digits() -> Images:
-    """The 8×8 handwritten digits that scikit-learn bundles, levels 0…16: 1500 to train, the last 297 held out."""
+@cache
+def digits(device: torch.device | str = "cpu") -> Images:
+    """The 8×8 handwritten digits that scikit-learn bundles, levels 0…16: 1100 to train, the last 697 held out."""
     from sklearn.datasets import load_digits  # here, since it takes a second to import
 
-    images = torch.tensor(load_digits().images).to(torch.uint8)[:, None]
-    return scaled(images[:1500], images[1500:])
+    images = torch.tensor(load_digits().images).to(device, torch.uint8)[:, None]
+    return scaled(images[:1100], images[1100:])
 
 
 def power_law(u: Tensor, power: int, smallest: float, largest: float) -> Tensor:

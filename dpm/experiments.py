@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from dpm import datasets
-from dpm.bound import evaluate, in_bits, log_null, mean_and_error, per_sample
-from dpm.entropy import log_density
+from dpm.datasets import Images
 from dpm.files import UserError, load_into, read_tensors, take
-from dpm.forward import Binomial, Chain, Gaussian, everywhere
-from dpm.networks import BinomialDenoiser, GaussianDenoiser, StepMLP, StepRBF
-from dpm.optimum import BlurredOptimum, Optimum, exact_K
+from dpm.forward import Binomial, Chain, Gaussian
+from dpm.networks import (
+    BinomialDenoiser,
+    Convolutions,
+    Dense,
+    GaussianDenoiser,
+    ImageDenoiser,
+    ImageNetwork,
+    StepMLP,
+    StepRBF,
+)
+from dpm.optimum import BlurredOptimum, Optimum
 from dpm.reverse import BinomialStep, Denoise, Diffusion, GaussianStep
 from dpm.schedules import Fixed, Learned, erase_evenly, geometric
 
 DATA = Path(__file__).parent.parent / "data"
-COMPARED = 4_000  # held-out samples on which a model and the optimum meet the same noise
 
 
 @dataclass(frozen=True)
@@ -40,17 +45,25 @@ class Setting:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A row of Table 1: `draw` makes fresh data, `chain` the untrained forward chain of any T, `optimum` its best K."""
+    """A row of Table 1: `draw` makes training data, `held_out` data for evaluation, `chain` the untrained forward chain
+    of any T. Where it can be had, `optimum` is the best reverse model; where data are pictures, `images` loads them."""
 
     name: str
     unit: str
+    shape: tuple[int, ...]  # of one sample
     draw: Callable[[int, Generator], Tensor]
+    held_out: Callable[[Generator], Tensor]
     chain: Callable[[int], Chain]
     T: int
-    optimum: Optimum
-    held_out: int  # fresh samples that bring the standard error of K below 0.01 bits
     paper: dict[str, float]
-    settings: dict[str, Setting] = field(default_factory=dict)
+    settings: dict[str, Setting]
+    optimum: Optimum | None = None
+    images: Callable[[torch.device], Images] | None = None
+
+    @property
+    def pixels(self) -> int:
+        """The numbers K is shared among: 1 for a point or a sequence."""
+        return math.prod(self.shape[1:])
 
 
 BETA_1 = 1e-4  # fixed, Section 2.4.1; below the roll's noise variance 4e-4, so that the edge step blurs less than it
@@ -87,17 +100,66 @@ def heartbeat_ours() -> Diffusion:
     return Diffusion(Fixed(erase_evenly(2000)), heartbeat_chain, Denoise(BinomialDenoiser(20, width=128, layers=2)))
 
 
+def image_schedule(T: int, beta_1: float) -> Tensor:
+    """Rates of an image experiment. β_1 is small against one grey level, so that the edge step blurs none."""
+    return geometric(T, beta_1, 0.999)
+
+
+def image_experiment(
+    name: str,
+    shape: tuple[int, int, int],
+    images: Callable[[torch.device], Images],
+    T: int,
+    beta_1: float,
+    models: dict[str, tuple[Callable[[], nn.Module], int, int, float]],
+    paper: dict[str, float],
+) -> Experiment:
+    """A row of Table 1 that shows pictures; `models` maps a setting to its p, batch, steps and learning rate."""
+
+    def diffusion(p: Callable[[], nn.Module]) -> Diffusion:
+        return Diffusion(Fixed(image_schedule(T, beta_1)), Gaussian, p())
+
+    return Experiment(
+        name=name,
+        unit="bits/pixel",
+        shape=shape,
+        draw=lambda n, generator: images(generator.device).draw(n, generator),
+        held_out=lambda generator: images(generator.device).held_out(generator),
+        chain=lambda T: Gaussian(image_schedule(T, beta_1)),
+        T=T,
+        paper=paper,
+        settings={
+            setting: Setting(partial(diffusion, p), batch, steps, rate)
+            for setting, (p, batch, steps, rate) in models.items()
+        },
+        images=images,
+    )
+
+
+def paper_step(
+    T: int, channels: int, pathways: Sequence[Dense | Convolutions], width: int, layers: int
+) -> GaussianStep:
+    """D.2.1's network, then (64); of ten bumps, as in the authors' code."""
+    return GaussianStep(ImageNetwork(T, channels, pathways, width, layers, J=10))
+
+
+def our_step(channels: int, width: int, blocks: int) -> Denoise:
+    """A denoiser in the place of f_μ and f_Σ."""
+    return Denoise(ImageDenoiser(channels, width, blocks, scales=3))
+
+
 EXPERIMENTS = {
     experiment.name: experiment
     for experiment in (
         Experiment(
             name="swiss_roll",
             unit="bits",
+            shape=(2,),
             draw=datasets.swiss_roll,
             chain=lambda T: Gaussian(roll_schedule(T)),
             T=40,
             optimum=BlurredOptimum(datasets.roll_points(2000), datasets.ROLL_NOISE**2),
-            held_out=60_000,
+            held_out=lambda generator: datasets.swiss_roll(60_000, generator),
             paper={"K": 2.35, "K_minus_L_null": 6.45},
             settings={
                 "paper": Setting(roll_paper, batch=39 * 25, steps=40_000, rate=1e-2),
@@ -107,16 +169,34 @@ EXPERIMENTS = {
         Experiment(
             name="heartbeat",
             unit="bits/seq",
+            shape=(20,),
             draw=datasets.heartbeat,
             chain=lambda T: heartbeat_chain(erase_evenly(T)),
             T=2000,
             optimum=Optimum(datasets.heartbeat_sequences()),
-            held_out=4_000,
+            held_out=lambda generator: datasets.heartbeat(4_000, generator),
             paper={"K": -2.414, "K_minus_L_null": 12.024},
             settings={
                 "paper": Setting(heartbeat_paper, batch=1999 * 2, steps=40_000, rate=5e-3),
                 "ours": Setting(heartbeat_ours, batch=1000, steps=20_000, rate=2e-3),
             },
+        ),
+        image_experiment(
+            "digits",
+            (1, 8, 8),
+            datasets.digits,
+            T=1000,
+            beta_1=1e-5,
+            models={
+                "paper": (
+                    lambda: paper_step(1000, 1, [Dense(1, 8, 256, 2, 2), Convolutions(1, 20, 3, 3, 3)], 32, 2),
+                    128,
+                    2_000,
+                    3e-3,
+                ),
+                "ours": (lambda: our_step(1, width=32, blocks=3), 128, 4_000, 4e-3),
+            },
+            paper={},
         ),
     )
 }
@@ -163,86 +243,3 @@ def load(name: str, setting: str, path: Path | None = None, device: torch.device
     model = build(choose(name, setting)[1])
     load_into(model, take(tensors, "average.module.") or tensors, path)
     return model.to(device).requires_grad_(False)
-
-
-def held_out(experiment: Experiment, seed: int, device: torch.device | str = "cpu") -> Tensor:
-    """Fresh samples for evaluation, which no run of `train` with a seed below 10 000 has drawn."""
-    return experiment.draw(experiment.held_out, Generator(device).manual_seed(10_000 + seed))
-
-
-def report(experiment: Experiment, model: Diffusion, seed: int = 0) -> dict:
-    """The row of Table 1: K of (14) and its parts, L_null, and what no network can pass, all in bits a sample.
-
-    The gap K* − K is a mean difference on the first samples with the same noise, which varies far less than either; K*
-    is exact where all states can be counted, and K plus the gap elsewhere. What K lacks of −H(X⁰) is split in three.
-    """
-    q = model.q()
-    device = q.beta.device
-    x0 = held_out(experiment, seed, device)
-    generator = Generator(device).manual_seed(seed)
-    bounds = [evaluate(model.p, q, some, generator) for some in x0.split(COMPARED)]
-    best = evaluate(experiment.optimum, q, x0[:COMPARED], Generator(device).manual_seed(seed)).K
-    gap, gap_error = mean_and_error(in_bits(best - bounds[0].K))
-    K, error = mean_and_error(in_bits(torch.cat([bound.K for bound in bounds])))
-    null = float(in_bits(log_null(q, x0)).mean())
-    truth = float(in_bits(torch.cat([experiment.optimum.log_probability(some) for some in x0.split(COMPARED)])).mean())
-    counted = exact_K(experiment.optimum, q) if isinstance(q, Binomial) else None
-    best_K = K + gap if counted is None else float(in_bits(counted))
-    edges = [lost_at_the_edge(experiment.optimum, q, some, generator) for some in x0.split(COMPARED)]
-    edge, edge_error = mean_and_error(in_bits(torch.cat(edges)))
-    parts = {
-        name: float(in_bits(torch.cat([vars(bound)[name] for bound in bounds])).mean()) for name in vars(bounds[0])
-    }
-    return {
-        "experiment": experiment.name,
-        "K_bits": K,
-        "K_stderr_bits": error,
-        "unit": experiment.unit,
-        "L_null_bits": null,
-        "K_minus_L_null_bits": K - null,
-        "K_optimum_bits": best_K,
-        "gap_bits": gap,
-        "gap_stderr_bits": gap_error,
-        "minus_entropy_bits": truth,
-        "lost_bits": {"edge": edge, "kernel_and_schedule": truth - best_K - edge, "training": gap},
-        "edge_stderr_bits": edge_error,
-        "parts_bits": parts,
-        "T": q.T,
-        "held_out": len(x0),
-        "paper": experiment.paper,
-    }
-
-
-def lost_at_the_edge(p: Optimum, q: Chain, x0: Tensor, generator: Generator) -> Tensor:
-    """KL( q(x⁰|x¹) ‖ p(x⁰|x¹) ) of the edge step (44), [B] nats whose mean is H_q(X¹|X⁰) − H_q(X⁰|X¹) for data that π
-    knows: of both its logarithms q(x¹|x⁰) is a factor, and its analytic mean takes the noise out."""
-    steps = everywhere(1, x0)
-    law = q.step(x0, steps)
-    x1 = law.at(q.noise(x0, generator))
-    about_x0 = p.log_probability(x0) + per_sample(law.log_prob(x1)) - log_density(q, p.points, x1, 1, p.variance)
-    return about_x0 + per_sample(law.entropy()) + log_null(q, x1) - log_null(q, x0)
-
-
-def provenance(command: list[str], seed: int, device: torch.device) -> dict:
-    """What made a result: command, seed, device, versions, git revision, date."""
-    return {
-        "command": " ".join(["dpm", *command]),
-        "seed": seed,
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu, {torch.get_num_threads()} threads",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "revision": revision(),
-        "date": datetime.now(UTC).date().isoformat(),
-    }
-
-
-def revision() -> str:
-    """The git revision of the source, with a + when it has been changed since; "unknown" outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        git = partial(subprocess.run, cwd=here, capture_output=True, text=True, check=True)
-        changed = "+" if git(["git", "status", "--porcelain", "--", "."]).stdout else ""
-        return git(["git", "rev-parse", "--short", "HEAD"]).stdout.strip() + changed
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import math
 from collections.abc import Callable, Sequence
 from hashlib import sha1
 
@@ -116,6 +117,36 @@ def bit_samples(x: Tensor) -> Figure:
     figure, axes = panels(1, 1, size=5)
     draw_bits(axes[0, 0], x[:100], f"{min(len(x), 100)} samples of p(x⁰)")
     axes[0, 0].set_ylabel("sequence")
+    return figure
+
+
+def draw_image(axes: Axes, image: Tensor, low: float, high: float) -> None:
+    """One picture [C, H, W], grey or in colour, from black at `low` to white at `high`."""
+    shades = ((image - low) / (high - low)).clamp(0, 1).permute(1, 2, 0).numpy()
+    axes.imshow(shades if len(image) == 3 else shades[:, :, 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_axis_off()
+
+
+def image_grid(x: Tensor) -> Figure:
+    """Figures 4 and App.1: samples [n, C, H, W], not means; black and white are the 1st and 99th percentile of all."""
+    columns = math.ceil(math.sqrt(len(x)))
+    figure, axes = panels(math.ceil(len(x) / columns), columns, size=max(1.0, 6 / columns))
+    low, high = np.quantile(x.numpy(), (0.01, 0.99))
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, image in zip(axes.flat, x, strict=False):
+        draw_image(axis, image, low, high)
+    return figure
+
+
+def restoration(x0: Tensor, seen: Tensor, restored: Tensor) -> Figure:
+    """Figures 3 and 5: held-out pictures, what was seen of them, samples given that; [n, C, H, W] each, a row a set."""
+    figure, axes = panels(3, len(x0), size=max(1.0, 8 / len(x0)))
+    low, high = np.quantile(x0.numpy(), (0.01, 0.99))
+    for row, images, name in zip(axes, (x0, seen, restored), ("held out", "seen", "restored"), strict=True):
+        row[0].set_title(name, loc="left", fontsize="medium")
+        for axis, image in zip(row, images, strict=True):
+            draw_image(axis, image, low, high)
     return figure
 
 

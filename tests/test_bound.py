@@ -22,6 +22,7 @@ from dpm.bound import (
     ceiling,
     estimate,
     evaluate,
+    evaluate_some,
     in_bits,
     log_null,
     mean_and_error,
@@ -585,3 +586,24 @@ def test_ceiling_is_K_of_a_perfect_network_whose_chain_forgets(beta_1, channels)
         below = ceiling(beta_1, channels) - K
         assert torch.allclose(below, torch.full_like(below, -channels / 2 * math.log2(last)), atol=1e-10)
         assert bool((below > 0).all())
+
+
+@pytest.mark.parametrize("times", [1, 3, 7])
+def test_some_steps_average_to_all_of_them(times):
+    """`evaluate_some` against `evaluate`, for a model that keeps π; more steps a sample, less spread."""
+    q, x0 = (
+        Gaussian(geometric(20, 1e-2, 0.9)),
+        1.5 * torch.randn(6_000, 2, generator=Generator().manual_seed(0)).double(),
+    )
+    all_steps = evaluate(keeping, q, x0, Generator().manual_seed(1))
+    some = evaluate_some(keeping, q, x0, Generator().manual_seed(2), times)
+    difference, error = mean_and_error(some.K - all_steps.K)
+    assert abs(difference) < 4 * error
+    assert torch.equal(some.entropy_1, all_steps.entropy_1)
+    if times == 7:
+        assert float(some.kl.std()) < 0.7 * float(evaluate_some(keeping, q, x0, Generator().manual_seed(2), 1).kl.std())
+
+
+def keeping(q, xt, t):
+    """The reversal that keeps π: the forward kernel."""
+    return q.step(xt, t)

@@ -11,13 +11,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from dpm import __main__ as command
 from dpm import train as training
 from dpm.bound import in_bits
 from dpm.datasets import heartbeat_sequences
-from dpm.experiments import EXPERIMENTS, weights_path
-from dpm.files import read_tensors
+from dpm.experiments import EXPERIMENTS, build, weights_path
+from dpm.files import read_tensors, write_tensors
 from dpm.forward import Binomial
 from dpm.optimum import Optimum, exact_K
 from dpm.schedules import erase_evenly
@@ -43,10 +44,40 @@ def dpm(monkeypatch, capsys):
 
 
 @pytest.fixture
+def digits(tmp_path):
+    """The words that name an untrained model of the digits, and few steps of it."""
+    path = tmp_path / "untrained.safetensors"
+    write_tensors(path, build(EXPERIMENTS["digits"].settings["ours"]).state_dict(), {})
+    return ["digits", "--setting", "ours", "--checkpoint", path, "--T", 3, "--json"]
+
+
+def test_sample_draws_pictures(dpm, digits, tmp_path):
+    status, out, _ = dpm("sample", *digits, "-n", 5, "--out", tmp_path / "s.png")
+    result = json.loads(out)
+    assert status == 0 and result["T"] == 3 and "possible_share" not in result
+    assert Image.open(tmp_path / "s.png").size[0] > 100
+
+
+@pytest.mark.parametrize("r", ["constant", "fading", "carried"])
+@pytest.mark.parametrize("how", [["denoise", "--variance", "0.01"], ["inpaint", "--hole", "2"]])
+def test_restoring_pictures_brings_them_nearer(dpm, digits, tmp_path, how, r):
+    """Even an untrained model, which knows nothing but π, does not move what is known, or known well."""
+    status, out, _ = dpm(how[0], *digits, *how[1:], "-n", 3, "--r", r, "--out", tmp_path / "r.png")
+    result = json.loads(out)
+    assert status == 0 and result["n"] == 3 and result["r"] == r
+    assert result["error_restored"] < 0.2 and Image.open(tmp_path / "r.png").size[0] > 100
+    if how[0] == "denoise":
+        assert result["error_seen"] == pytest.approx(0.01, rel=0.5)
+
+
+@pytest.fixture
 def few(monkeypatch):
     """Fewer held-out samples: what a report says is checked elsewhere, here only that it is made."""
     for name in EXPERIMENTS:
-        monkeypatch.setitem(EXPERIMENTS, name, replace(EXPERIMENTS[name], held_out=20))
+        first = EXPERIMENTS[name].held_out
+        monkeypatch.setitem(
+            EXPERIMENTS, name, replace(EXPERIMENTS[name], held_out=lambda g, first=first: first(g)[:20])
+        )
 
 
 def test_list_names_every_setting(dpm):
@@ -271,6 +302,11 @@ MISTAKES = {
     "one step": (lambda tmp: ["optimum", "heartbeat", "--T", 1], "--T 1"),
     "a one in every bin": (lambda tmp: ["optimum", "heartbeat", "--period", 1], "--period 1"),
     "a period of a roll": (lambda tmp: ["optimum", "swiss_roll", "--period", 3], "not swiss_roll"),
+    "no optimum": (lambda tmp: ["optimum", "digits"], "known for swiss_roll, heartbeat"),
+    "no weights": (lambda tmp: ["evaluate", "digits", "--checkpoint", tmp / "none"], "no checkpoint"),
+    "no noise": (lambda tmp: ["denoise", "digits", "--variance", "-1"], "above 0"),
+    "no pictures": (lambda tmp: ["denoise", "swiss_roll", "--setting", "ours"], "no pictures"),
+    "steps of its own": (lambda tmp: ["sample", "heartbeat", "--T", 9], "leave out --T"),
     "rates of bits": (lambda tmp: ["schedule", "heartbeat"], "made of bits"),
     "no command": (lambda tmp: [], "COMMAND"),
     "unknown command": (lambda tmp: ["dance"], "invalid choice: 'dance'"),

@@ -1,0 +1,133 @@
+"""The rows of Tables 1 and 2, measured: K on held-out data, what it lacks, and what made the number."""
+
+import platform
+import subprocess
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor
+
+from dpm.bound import (
+    bits_per_dimension,
+    evaluate,
+    evaluate_some,
+    in_bits,
+    log_null,
+    mean_and_error,
+    per_sample,
+)
+from dpm.datasets import Images
+from dpm.entropy import log_density
+from dpm.experiments import Experiment
+from dpm.forward import Binomial, Chain, everywhere
+from dpm.optimum import Optimum, exact_K
+from dpm.reverse import Diffusion
+
+COMPARED = 4_000  # held-out samples on which a model and the optimum meet the same noise
+AT_ONCE = 250  # pictures
+TIMES = 20  # steps t that each picture is measured at
+
+
+def held_out(experiment: Experiment, seed: int, device: torch.device | str = "cpu") -> Tensor:
+    """Fresh samples for evaluation, which no run of `train` with a seed below 10 000 has drawn."""
+    return experiment.held_out(Generator(device).manual_seed(10_000 + seed))
+
+
+def report(experiment: Experiment, model: Diffusion, seed: int = 0) -> dict:
+    """The row of Table 1: K of (14) on held-out data, its parts, L_null, in bits a point, a sequence or a pixel."""
+    q = model.q()
+    x0 = held_out(experiment, seed, q.beta.device)
+    generator = Generator(q.beta.device).manual_seed(seed)
+    measure = partial(evaluate_some, times=TIMES) if experiment.images else evaluate
+
+    def unit(nats: Tensor) -> Tensor:
+        return in_bits(nats) / experiment.pixels
+
+    bounds = [measure(model.p, q, some, generator) for some in x0.split(AT_ONCE if experiment.images else COMPARED)]
+    K, error = mean_and_error(unit(torch.cat([bound.K for bound in bounds])))
+    null = float(unit(log_null(q, x0)).mean())
+    row = {
+        "experiment": experiment.name,
+        "K_bits": K,
+        "K_stderr_bits": error,
+        "unit": experiment.unit,
+        "L_null_bits": null,
+        "K_minus_L_null_bits": K - null,
+        "parts_bits": {
+            part: float(unit(torch.cat([vars(bound)[part] for bound in bounds])).mean()) for part in vars(bounds[0])
+        },
+        "T": q.T,
+        "held_out": len(x0),
+        "paper": experiment.paper,
+    }
+    if experiment.optimum:
+        row |= against_optimum(experiment.optimum, q, x0, bounds[0].K, K, generator, seed)
+    if experiment.images:
+        row |= as_pictures(experiment.images(q.beta.device), K)
+    return row
+
+
+def as_pictures(images: Images, K: float) -> dict:
+    """What belongs to a likelihood of pictures: bits a dimension, the scale that leads there, the data's own label."""
+    row = {"bits_per_dimension": bits_per_dimension(K, images.train.shape[1], images.scale)}
+    return row | {"scale_levels": images.scale}
+
+
+def against_optimum(p: Optimum, q: Chain, x0: Tensor, first: Tensor, K: float, generator: Generator, seed: int) -> dict:
+    """K*, −H(X⁰), and what K lacks of it in three parts.
+
+    The gap K* − K is a mean difference on the `first` samples with the same noise, which varies far less than either;
+    K* is exact where all states can be counted, and K plus the gap elsewhere.
+    """
+    best = evaluate(p, q, x0[:COMPARED], Generator(x0.device).manual_seed(seed)).K
+    gap, gap_error = mean_and_error(in_bits(best - first))
+    truth = float(in_bits(torch.cat([p.log_probability(some) for some in x0.split(COMPARED)])).mean())
+    counted = exact_K(p, q) if isinstance(q, Binomial) else None
+    best_K = K + gap if counted is None else float(in_bits(counted))
+    edges = [lost_at_the_edge(p, q, some, generator) for some in x0.split(COMPARED)]
+    edge, edge_error = mean_and_error(in_bits(torch.cat(edges)))
+    return {
+        "K_optimum_bits": best_K,
+        "gap_bits": gap,
+        "gap_stderr_bits": gap_error,
+        "minus_entropy_bits": truth,
+        "lost_bits": {"edge": edge, "kernel_and_schedule": truth - best_K - edge, "training": gap},
+        "edge_stderr_bits": edge_error,
+    }
+
+
+def lost_at_the_edge(p: Optimum, q: Chain, x0: Tensor, generator: Generator) -> Tensor:
+    """KL( q(x⁰|x¹) ‖ p(x⁰|x¹) ) of the edge step (44), [B] nats whose mean is H_q(X¹|X⁰) − H_q(X⁰|X¹) for data that π
+    knows: of both its logarithms q(x¹|x⁰) is a factor, and its analytic mean takes the noise out."""
+    steps = everywhere(1, x0)
+    law = q.step(x0, steps)
+    x1 = law.at(q.noise(x0, generator))
+    about_x0 = p.log_probability(x0) + per_sample(law.log_prob(x1)) - log_density(q, p.points, x1, 1, p.variance)
+    return about_x0 + per_sample(law.entropy()) + log_null(q, x1) - log_null(q, x0)
+
+
+def provenance(command: list[str], seed: int, device: torch.device) -> dict:
+    """What made a result: command, seed, device, versions, git revision, date."""
+    return {
+        "command": " ".join(["dpm", *command]),
+        "seed": seed,
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu, {torch.get_num_threads()} threads",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "revision": revision(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def revision() -> str:
+    """The git revision of the source, with a + when it has been changed since; "unknown" outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        git = partial(subprocess.run, cwd=here, capture_output=True, text=True, check=True)
+        changed = "+" if git(["git", "status", "--porcelain", "--", "."]).stdout else ""
+        return git(["git", "rev-parse", "--short", "HEAD"]).stdout.strip() + changed
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,167 @@
+"""A row of Table 1 on a tiny case, by other routes; what it lacks; what made it."""
+
+import math
+import subprocess
+from dataclasses import replace
+
+import pytest
+import torch
+from scipy import stats
+from torch import Generator
+
+from dpm import datasets, results
+from dpm.bound import along_trajectory, evaluate, in_bits, mean_and_error
+from dpm.entropy import log_density
+from dpm.experiments import EXPERIMENTS, build, heartbeat_chain
+from dpm.networks import BinomialDenoiser
+from dpm.optimum import exact_K
+from dpm.results import held_out, lost_at_the_edge, provenance, report, revision
+from dpm.reverse import Denoise, Diffusion
+from dpm.schedules import Fixed, erase_evenly
+
+
+def test_held_out_is_fresh_for_every_seed():
+    tiny = replace(EXPERIMENTS["swiss_roll"], held_out=lambda generator: datasets.swiss_roll(7, generator))
+    a, again, other = held_out(tiny, 0), held_out(tiny, 0), held_out(tiny, 1)
+    assert a.shape == (7, 2) and torch.equal(a, again) and not torch.equal(a, other)
+    assert not any(torch.equal(a, tiny.draw(7, Generator().manual_seed(seed))) for seed in range(100))
+
+
+@pytest.fixture
+def tiny():
+    """The heartbeat over 10 steps with 200 held-out samples, and an untrained model of it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Diffusion(Fixed(erase_evenly(10)), heartbeat_chain, Denoise(BinomialDenoiser(20, 8, 1)))
+    return replace(EXPERIMENTS["heartbeat"], held_out=lambda generator: datasets.heartbeat(200, generator)), model
+
+
+def test_report_is_the_row_of_table_1(tiny):
+    experiment, model = tiny
+    row = report(experiment, model, seed=4)
+    assert row.keys() == {
+        *("experiment", "K_bits", "K_stderr_bits", "unit", "L_null_bits", "K_minus_L_null_bits", "K_optimum_bits"),
+        *("gap_bits", "gap_stderr_bits", "minus_entropy_bits", "parts_bits", "T", "held_out", "paper"),
+        *("lost_bits", "edge_stderr_bits"),
+    }
+    assert (row["experiment"], row["unit"], row["T"], row["held_out"]) == ("heartbeat", "bits/seq", 10, 200)
+    assert row["L_null_bits"] == pytest.approx(-14.43856, abs=5e-6)
+    assert row["minus_entropy_bits"] == pytest.approx(-math.log2(5), abs=1e-12)
+    assert row["K_minus_L_null_bits"] == pytest.approx(row["K_bits"] - row["L_null_bits"], abs=1e-12)
+    assert abs(row["K_minus_L_null_bits"]) < 5 * row["K_stderr_bits"]  # untrained, it keeps π
+    parts = row["parts_bits"]
+    assert parts["entropy_T"] - parts["kl"] - parts["entropy_1"] - parts["entropy_prior"] == pytest.approx(
+        row["K_bits"], abs=1e-10
+    )
+    assert row["gap_bits"] > 5 * row["gap_stderr_bits"]
+    x0 = held_out(experiment, 4)
+    alone = evaluate(experiment.optimum, model.q(), x0, Generator().manual_seed(4)).K
+    assert row["gap_bits"] == pytest.approx(float(in_bits(alone).mean()) - row["K_bits"], abs=1e-10)
+    exact = float(in_bits(exact_K(experiment.optimum, model.q())))
+    assert row["K_optimum_bits"] == exact < row["minus_entropy_bits"]
+    paths = in_bits(along_trajectory(model.p, model.q(), x0, Generator().manual_seed(4)))
+    assert row["K_bits"] == pytest.approx(float(paths.mean()), abs=5 * row["K_stderr_bits"])
+    assert report(experiment, model, seed=4) == row
+
+
+def test_what_K_lacks_is_split_in_three(tiny):
+    """−H(X⁰) − K*, exact for the heartbeat; of it the edge step's, H(X¹) − H(X⁰); and K* − K."""
+    experiment, model = tiny
+    row = report(experiment, model, seed=4)
+    lost, q, points = row["lost_bits"], model.q(), experiment.optimum.points
+    short = row["minus_entropy_bits"] - row["K_optimum_bits"]
+    assert lost["edge"] + lost["kernel_and_schedule"] == pytest.approx(short, abs=1e-12)
+    assert lost["training"] == row["gap_bits"]
+    assert min(lost.values()) > 0
+    torch.manual_seed(0)
+    x1 = torch.bernoulli(q.marginal(points, torch.ones(5, dtype=torch.long)).probs.expand(2_000, 5, 20).flatten(0, 1))
+    after = -in_bits(log_density(q, points, x1, 1)).mean()
+    assert lost["edge"] == pytest.approx(float(after) - math.log2(5), abs=5 * row["edge_stderr_bits"] + 0.1)
+
+
+def test_edge_step_of_the_roll_loses_the_entropy_of_its_blur():
+    """H(X¹) − H(X⁰) of the curve, by its width alone: it goes up by ½log(1 + β₁/noise²), where β₁ blurs it across."""
+    experiment = EXPERIMENTS["swiss_roll"]
+    q, x0 = experiment.chain(40), held_out(experiment, 0)[:4_000]
+    lost, error = mean_and_error(lost_at_the_edge(experiment.optimum, q, x0, Generator().manual_seed(0)))
+    assert lost == pytest.approx(0.5 * math.log1p(1e-4 / datasets.ROLL_NOISE**2), abs=5 * error + 2e-3)
+    assert error < 0.02
+
+
+def test_report_on_more_samples_than_it_compares(tiny, monkeypatch):
+    """K over all of them, in pieces; the gap to the optimum on the first alone, where both meet the same noise."""
+    experiment, model = tiny
+    whole = report(experiment, model, seed=4)
+    monkeypatch.setattr(results, "COMPARED", 60)
+    row = report(experiment, model, seed=4)
+    first = held_out(experiment, 4)[:60]
+    best, own = (evaluate(p, model.q(), first, Generator().manual_seed(4)).K for p in (experiment.optimum, model.p))
+    gap = in_bits(best - own).detach().numpy()
+    assert (row["gap_bits"], row["gap_stderr_bits"]) == pytest.approx((gap.mean(), stats.sem(gap)), abs=1e-10)
+    assert row["held_out"] == 200 and row["K_bits"] != pytest.approx(float(in_bits(own).mean()), abs=1e-6)
+    assert row["K_stderr_bits"] == pytest.approx(whole["K_stderr_bits"], rel=0.3)  # as of 200 samples, not of 60
+    assert abs(row["K_bits"] - whole["K_bits"]) < 5 * math.hypot(row["K_stderr_bits"], whole["K_stderr_bits"])
+    parts = row["parts_bits"]
+    assert parts["entropy_T"] - parts["kl"] - parts["entropy_1"] - parts["entropy_prior"] == pytest.approx(
+        row["K_bits"], abs=1e-10
+    )
+
+
+def test_provenance_says_what_made_a_result():
+    about = provenance(["train", "heartbeat"], 3, torch.device("cpu"))
+    assert about.keys() == {"command", "seed", "device", "versions", "revision", "date"}
+    assert about["command"] == "dpm train heartbeat" and about["seed"] == 3 and about["device"].startswith("cpu")
+    assert about["versions"]["torch"] == torch.__version__
+
+
+def test_revision_marks_a_changed_source_and_survives_without_git(monkeypatch):
+    def git(changed):
+        def answer(command, **options):
+            return subprocess.CompletedProcess(command, 0, stdout=changed if "status" in command else "abc1234\n")
+
+        return answer
+
+    for changed, expected in (("", "abc1234"), (" M dpm/bound.py\n", "abc1234+")):
+        monkeypatch.setattr(results.subprocess, "run", git(changed))
+        assert revision() == expected
+
+    def missing(command, **options):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(results.subprocess, "run", missing)
+    assert revision() == "unknown"
+
+
+# Pictures
+
+
+@pytest.fixture
+def small():
+    """Twelve held-out digits over 30 steps, and an untrained model of them."""
+    experiment = EXPERIMENTS["digits"]
+    model = build(experiment.settings["ours"])
+    model.schedule = Fixed(experiment.chain(30).beta)
+    return replace(experiment, held_out=lambda generator: datasets.digits().held_out(generator)[:12]), model
+
+
+def test_report_on_pictures_is_in_bits_a_pixel(small, monkeypatch):
+    """Untrained, the model keeps π: K − L_null is 0 but for the data that π does not know; and K is that of all t."""
+    experiment, model = small
+    monkeypatch.setattr(results, "TIMES", 29)
+    row = report(experiment, model, seed=1)
+    assert row["unit"] == "bits/pixel" and row["held_out"] == 12 and "K_optimum_bits" not in row
+    x0 = held_out(experiment, 1)
+    K = in_bits(evaluate(model.p, model.q(), x0, Generator().manual_seed(5)).K) / 64
+    assert row["K_bits"] == pytest.approx(float(K.mean()), abs=4 * row["K_stderr_bits"])
+    assert row["L_null_bits"] == pytest.approx(float(stats.norm.logpdf(x0).mean()) / math.log(2), abs=1e-9)
+    assert row["K_minus_L_null_bits"] == pytest.approx(row["K_bits"] - row["L_null_bits"], abs=1e-12)
+    assert row["bits_per_dimension"] == pytest.approx(math.log2(datasets.digits().scale) - row["K_bits"], abs=1e-12)
+
+
+def test_report_on_pictures_in_pieces_is_the_same_in_the_mean(small, monkeypatch):
+    experiment, model = small
+    whole = report(experiment, model, seed=1)
+    monkeypatch.setattr(results, "AT_ONCE", 5)
+    row = report(experiment, model, seed=1)
+    assert row["held_out"] == 12 and row["L_null_bits"] == pytest.approx(whole["L_null_bits"], abs=1e-12)
+    assert row["K_bits"] == pytest.approx(whole["K_bits"], abs=5 * whole["K_stderr_bits"])
