@@ -125,7 +125,7 @@ def mnist_file(part: str, sha256: str) -> Tensor:
 
 @cache
 def mnist(device: torch.device) -> Images:
-    """MNIST, Table 2: the first 50 000 training images, and the test set's 10 000, [n, 1, 28, 28], uint8 there."""
+    """MNIST, Table 2: the first 50 000 training images and the test set's 10 000, [n, 1, 28, 28], uint8."""
     train, test = mnist_file("train", MNIST_TRAIN)[:50_000], mnist_file("t10k", MNIST_TEST)
     return scaled(train.to(device), test.to(device))
 

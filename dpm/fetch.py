@@ -86,7 +86,7 @@ def read(path: Path, unpack: Unpack, sha256: str) -> list[bytes]:
 
 
 def download(url: str, path: Path, unpack: Unpack, sha256: str) -> None:
-    """Put a file of the network at `path`, checked before it gets that name; a failure leaves no file."""
+    """Unless there is a file at `path`, put one of the network there, checked before it gets that name, or none."""
     instead = f"or set DPM_DATA to a folder that holds {path.parent.name}/{path.name}"
 
     def checked(url: str, aside: str, _: object) -> None:
@@ -96,11 +96,11 @@ def download(url: str, path: Path, unpack: Unpack, sha256: str) -> None:
     pooch.get_logger().setLevel(logging.WARNING)  # else it asks for a checksum of the packed file
     try:
         pooch.retrieve(url, known_hash=None, fname=path.name, path=path.parent, downloader=checked)
-    except ValueError as error:
-        raise UserError(f"{url} came, but {error}; try again, {instead}") from None
     except requests.RequestException as error:
         reason = f"cannot download {url} ({type(error).__name__})"
         raise UserError(f"{reason}; connect to the network and try again, {instead}") from None
+    except ValueError as error:
+        raise UserError(f"{url} came, but {error}; try again, {instead}") from None
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; free some space, {instead}") from None
 
@@ -114,7 +114,6 @@ def fetch(name: str, url: str, unpack: Unpack, sha256: str) -> list[bytes]:
     if held:
         return read(held, unpack, sha256)
     cached = Path(pooch.os_cache("dpm")) / name
-    if not cached.exists():
-        download(url, cached, unpack, sha256)
+    download(url, cached, unpack, sha256)
     with mending(f"cannot use {cached}", "remove it, and run again to download it anew"):
         return contents(cached, unpack, sha256)

@@ -292,25 +292,25 @@ def test_the_jpeg_mirror_of_cifar10_says_so(mine, monkeypatch):
 
 
 def test_bark_holds_out_the_last_fifth_of_each_species(mine, monkeypatch):
-    """Six photographs a species, all of one grey by the photograph: the sixth is held out."""
+    """Ten photographs a species, each of one grey: the last two are held out."""
     files, greys = [], {}
     for s, species in enumerate(BARK):
-        for i in range(6):
-            level = 10 * (6 * s + i)
+        for i in range(10):
+            level = 6 * (10 * s + i)
             files.append(jpeg(torch.full((3, 404, 303), level, dtype=torch.uint8)))
             put(mine / "bark" / species / f"IMG_{i}.JPG", files[-1])
-            greys.setdefault(i == 5, []).append(level)
+            greys.setdefault(i >= 8, []).append(level)
     with pytest.raises(
         UserError, match=r"^cannot use [^\n]*bark: its content [^\n]*; put whole copies of cananga_odorata"
     ):
         bark(CPU)
     monkeypatch.setattr(datasets, "BARK_SHA256", sha256(*files))
     train, test = bark_photographs(CPU)
-    assert train.shape == (20, 1, 404, 303) and test.shape == (4, 1, 404, 303)
+    assert train.shape == (32, 1, 404, 303) and test.shape == (8, 1, 404, 303)
     assert train[:, 0, 0, 0].tolist() == greys[False] and test[:, 0, 0, 0].tolist() == greys[True]
     data = bark(CPU)
     assert data.train[::24, 0, 0, 0].tolist() == greys[False] and data.test[::24, 0, 0, 0].tolist() == greys[True]
-    assert data.train.shape == (480, 1, 64, 64) and data.test.dtype == torch.uint8
+    assert data.train.shape == (768, 1, 64, 64) and data.test.dtype == torch.uint8
     (mine / "bark" / BARK[2] / "IMG_3.JPG").unlink()
     bark_photographs.cache_clear()
     with pytest.raises(UserError, match="its content has SHA-256"):

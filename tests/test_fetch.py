@@ -63,11 +63,14 @@ def get(url):
     return content
 
 
-def test_a_file_is_downloaded_once_and_kept_as_it_came(server, cache, capfd):
+def test_a_file_is_downloaded_once_and_kept_as_it_came(server, cache, capfd, monkeypatch):
+    log = io.StringIO()
+    for handler in pooch.get_logger().handlers:
+        monkeypatch.setattr(handler, "stream", log)
     assert get(server.url) == get(server.url) == CONTENT
     assert server.asked == ["/set.gz"]
     assert files(cache) == ["set/set.gz"] and (cache / "set" / "set.gz").read_bytes() == PACKED
-    assert capfd.readouterr() == ("", "")  # a page that runs this prints nothing
+    assert capfd.readouterr() == ("", "") and log.getvalue() == ""  # a page that runs this prints nothing
 
 
 def test_dpm_data_comes_first_and_its_files_may_be_packed_otherwise(server, cache, tmp_path, monkeypatch):
