@@ -1,11 +1,18 @@
 """The data of Section 3 and Appendix D, drawn fresh from a generator, in float64."""
 
+import io
 import math
+import tarfile
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Generator, Tensor
+
+from dpm.fetch import fetch, gunzipped, local, mending, read, refuse_other, unzipped, whole
+from dpm.files import UserError
 
 ROLL_NOISE = 0.02  # standard deviation around the curve, in units of the data's own; the paper gives none
 
@@ -62,6 +69,7 @@ class Images:
     test: Tensor  # held out
     shift: float
     scale: float
+    label: str = ""  # what every report must say of numbers measured on these
 
     def draw(self, n: int, generator: Generator) -> Tensor:
         """Training images, each equally likely, in float64: [n, C, H, W]."""
@@ -82,13 +90,13 @@ class Images:
         return (x * self.scale + self.shift).floor().long()
 
 
-def scaled(train: Tensor, test: Tensor) -> Images:
+def scaled(train: Tensor, test: Tensor, label: str = "") -> Images:
     """Shift and scale from all of `train`, to mean 0 and variance 1 with the noise, which adds ½ and 1/12."""
     counts = torch.bincount(train.flatten()).double()
     level = torch.arange(len(counts), dtype=torch.float64, device=counts.device)
     mean = float(counts @ level / counts.sum())
     variance = float(counts @ (level - mean).square() / counts.sum())
-    return Images(train, test, mean + 1 / 2, math.sqrt(variance + 1 / 12))
+    return Images(train, test, mean + 1 / 2, math.sqrt(variance + 1 / 12), label)
 
 
 @cache
@@ -98,6 +106,116 @@ def digits(device: torch.device | str = "cpu") -> Images:
 
     images = torch.tensor(load_digits().images).to(device, torch.uint8)[:, None]
     return scaled(images[:1100], images[1100:])
+
+
+MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+MNIST_TRAIN = "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"  # SHA-256 of the unpacked files
+MNIST_TEST = "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"
+
+
+def mnist_file(part: str, sha256: str) -> Tensor:
+    """All images of an IDX file, "train" or "t10k": [n, 1, 28, 28] behind a header of 16 bytes."""
+    name = f"{part}-images-idx3-ubyte.gz"
+    (content,) = fetch(f"mnist/{name}", MNIST + name, gunzipped, sha256)
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=16).view(-1, 1, 28, 28)
+
+
+@cache
+def mnist(device: torch.device) -> Images:
+    """MNIST, Table 2: the first 50 000 training images and the test set's 10 000, [n, 1, 28, 28], uint8."""
+    train, test = mnist_file("train", MNIST_TRAIN)[:50_000], mnist_file("t10k", MNIST_TEST)
+    return scaled(train.to(device), test.to(device))
+
+
+@cache
+def mnist_validation(device: torch.device) -> Tensor:
+    """The last 10 000 training images, which `mnist` leaves out: a Parzen window's width is chosen on them."""
+    return mnist_file("train", MNIST_TRAIN)[50_000:].to(device)
+
+
+CIFAR10 = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+CIFAR10_PACKED = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"  # of the archive, as published
+MIRROR_TRAIN = "e88678367f5af1161c9ee360dc684dbd5c4dbc001d3745c3398b4ed2b3769c87"  # of the JPEGs in `unzipped`'s order
+MIRROR_TEST = "ff06663bf9bea872b36759de020bc3648f3b2d270b2af789728c820daf2748aa"
+MIRROR = "JPEG mirror, not comparable"
+
+
+@cache
+def cifar10(device: torch.device) -> Images:
+    """CIFAR-10, Table 1: 50 000 and 10 000 colour images [n, 3, 32, 32], uint8, one shift and scale for all three.
+
+    Where DPM_DATA holds a folder cifar10-jpeg and not the archive, they are a copy compressed as JPEG, which took
+    detail away: `label` says so.
+    """
+    name = "cifar10/cifar-10-binary.tar.gz"
+    mirror = None if local(name) else local("cifar10-jpeg")
+    if mirror:
+        files = [("train.zip", MIRROR_TRAIN), ("test.zip", MIRROR_TEST)]
+        train, test = (decoded(read(mirror / file, unzipped, sha256), "RGB") for file, sha256 in files)
+    else:
+        (packed,) = fetch(name, CIFAR10, whole, CIFAR10_PACKED)
+        train, test = cifar10_records(packed)
+    return scaled(train.to(device), test.to(device), MIRROR if mirror else "")
+
+
+def cifar10_records(packed: bytes) -> tuple[Tensor, Tensor]:
+    """Training and test images of the binary archive: records of one byte of class, 3·32·32 of image."""
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+
+        def images(name: str) -> Tensor:
+            file = archive.extractfile(f"cifar-10-batches-bin/{name}.bin")
+            assert file, name  # the archive's checksum has passed
+            records = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8).view(-1, 1 + 3 * 32 * 32)
+            return records[:, 1:].reshape(-1, 3, 32, 32)
+
+        return torch.cat([images(f"data_batch_{i}") for i in range(1, 6)]), images("test_batch")
+
+
+def decoded(files: list[bytes], mode: str) -> Tensor:
+    """JPEGs of one size, "RGB" or grey as "L": [n, C, H, W], uint8."""
+    pictures = np.stack([np.atleast_3d(np.asarray(Image.open(io.BytesIO(file)).convert(mode))) for file in files])
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+
+
+BARK = ["cananga_odorata", "persea", "terminalia_catappa", "wrightia"]  # four of BarkVN-50's species
+BARK_SHA256 = "1ce2b509b2f6229dcfa0f6cd4b80d79569f5c9101a6d20b05469e344d3a813b3"  # of its JPEGs, by folder and name
+BARK_SOURCE = "Truong Hoang (2020), BarkVN-50, doi 10.17632/gbt4tdmttn.1, CC BY 4.0"
+
+
+@cache
+def bark_photographs(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Grey photographs of bark to train on and held out: uint8, [333, 1, 404, 303] and [81, 1, 404, 303].
+
+    They stand in for the textures T01-T04 of the paper. Grey is 0.299 R + 0.587 G + 0.114 B (ITU-R 601), rounded. The
+    last fifth of each species, in order of file name, is held out: neighbours in that order often show the same tree.
+    """
+    folder = local("bark")
+    if folder is None:
+        raise UserError(
+            f"no photographs of bark; set DPM_DATA to a folder that holds bark/{BARK[0]} … from {BARK_SOURCE}"
+        )
+    with mending(f"cannot use {folder}", f"put whole copies of {', '.join(BARK)} there, from {BARK_SOURCE}"):
+        species = [[path.read_bytes() for path in sorted((folder / name).glob("*.JPG"))] for name in BARK]
+        refuse_other([file for files in species for file in files], BARK_SHA256)
+    train = [file for files in species for file in files[: -(len(files) // 5)]]
+    test = [file for files in species for file in files[-(len(files) // 5) :]]
+    return decoded(train, "L").to(device), decoded(test, "L").to(device)
+
+
+def patches(photographs: Tensor, size: int) -> Tensor:
+    """The squares of a grid on the middle of each photograph, in order: [n, 1, H, W] → [m, 1, size, size]."""
+    rows, columns = photographs.shape[2] // size, photographs.shape[3] // size
+    top, left = (photographs.shape[2] - rows * size) // 2, (photographs.shape[3] - columns * size) // 2
+    middle = photographs[:, :, top : top + rows * size, left : left + columns * size]
+    squares = middle.unfold(2, size, size).unfold(3, size, size)  # [n, 1, rows, columns, size, size]
+    return squares.reshape(-1, 1, size, size)
+
+
+@cache
+def bark(device: torch.device) -> Images:
+    """Bark, Table 1: 24 patches of 64×64 that do not overlap from each photograph; uint8, 7992 and 1944 of them."""
+    train, test = bark_photographs(device)
+    return scaled(patches(train, 64), patches(test, 64))
 
 
 def power_law(u: Tensor, power: int, smallest: float, largest: float) -> Tensor:

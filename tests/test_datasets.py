@@ -1,10 +1,19 @@
 """The data: moments by dense numerical averages against the closed forms that the module uses."""
 
+import gzip
+import hashlib
+import io
 import math
+import os
+import tarfile
+import zipfile
+from pathlib import Path
 
 import numpy as np
+import pooch
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 from scipy.integrate import cumulative_trapezoid, quad
 from sklearn.datasets import load_digits
@@ -12,18 +21,26 @@ from torch import Generator
 
 from dpm import datasets
 from dpm.datasets import (
+    BARK,
     ROLL_NOISE,
+    bark,
+    bark_photographs,
+    cifar10,
     dead_leaves,
     digits,
     falling_disks,
     heartbeat,
     heartbeat_sequences,
+    mnist,
+    mnist_validation,
+    patches,
     power_law,
     roll_curve,
     roll_points,
     scaled,
     swiss_roll,
 )
+from dpm.files import UserError
 
 
 def places(count):
@@ -164,6 +181,221 @@ def test_draws_are_training_images_each_equally_often_with_fresh_noise():
     assert bool((level == level[:, :1, :1, :1]).all())
     assert stats.chisquare((level[:, 0, 0, 0] // 9).bincount(minlength=6).numpy()).pvalue > 1e-3
     assert len(x.unique()) == x.numel()
+
+
+# Images that are fetched
+
+CPU = torch.device("cpu")
+FETCHED = [mnist, mnist_validation, cifar10, bark, bark_photographs]
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A folder of our own as DPM_DATA, an empty cache, no network."""
+    monkeypatch.setenv("DPM_DATA", str(tmp_path / "mine"))
+    monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache")
+    for name in ("MNIST", "CIFAR10"):
+        monkeypatch.setattr(datasets, name, "http://127.0.0.1:1/")
+    (tmp_path / "mine").mkdir()
+    for load in FETCHED:
+        load.cache_clear()
+    yield tmp_path / "mine"
+    for load in FETCHED:
+        load.cache_clear()
+
+
+def put(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def sha256(*contents):
+    return hashlib.sha256(b"".join(contents)).hexdigest()
+
+
+def jpeg(picture):
+    file = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+def test_mnist_is_read_past_the_header_and_split(mine, monkeypatch):
+    """60 000 training images, each of one grey, its number modulo 251: the first 50 000, then the validation set."""
+    numbers = (torch.arange(60_000) % 251).to(torch.uint8)
+    test = pixels(7, 1, 28, 28)
+    for part, images in (("train", numbers.repeat_interleave(784)), ("t10k", test)):
+        content = b"IDX header, 16 b" + images.numpy().tobytes()
+        put(mine / "mnist" / f"{part}-images-idx3-ubyte.gz", gzip.compress(content, 1))
+        monkeypatch.setattr(datasets, {"train": "MNIST_TRAIN", "t10k": "MNIST_TEST"}[part], sha256(content))
+    data, validation = mnist(CPU), mnist_validation(CPU)
+    assert data.train.shape == (50_000, 1, 28, 28) and validation.shape == (10_000, 1, 28, 28)
+    greys = torch.cat([data.train, validation])
+    assert torch.equal(greys.amin((1, 2, 3)), numbers) and torch.equal(greys.amax((1, 2, 3)), numbers)
+    assert torch.equal(data.test, test) and data.test.dtype == data.train.dtype == torch.uint8
+    assert data.shift == pytest.approx(float(numbers[:50_000].double().mean()) + 0.5, abs=1e-9)  # no validation in it
+    assert mnist(CPU) is data and data.label == ""
+
+
+def records(images):
+    classes = torch.arange(len(images), dtype=torch.uint8)[:, None]
+    return torch.cat([classes, images.flatten(1)], dim=1).numpy().tobytes()
+
+
+def test_cifar10_is_read_from_the_binary_archive(mine, monkeypatch):
+    """Also with the mirror beside it."""
+    train, test = pixels(10, 3, 32, 32), pixels(2, 3, 32, 32, seed=1)
+    batches = {f"data_batch_{i + 1}": records(train[2 * i : 2 * i + 2]) for i in range(5)}
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name, content in {"test_batch": records(test), **dict(reversed(batches.items()))}.items():
+            entry = tarfile.TarInfo(f"cifar-10-batches-bin/{name}.bin")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    put(mine / "cifar10" / "cifar-10-binary.tar.gz", packed.getvalue())
+    (mine / "cifar10-jpeg").mkdir()
+    with pytest.raises(UserError, match=r"cifar-10-binary.tar.gz: its content has SHA-256"):
+        cifar10(CPU)
+    monkeypatch.setattr(datasets, "CIFAR10_PACKED", sha256(packed.getvalue()))
+    data = cifar10(CPU)
+    assert torch.equal(data.train, train) and torch.equal(data.test, test) and data.label == ""
+
+
+def test_the_jpeg_mirror_of_cifar10_says_so(mine, monkeypatch):
+    """One image a class, of one colour each, so that JPEG hardly changes it."""
+    colours = torch.tensor([[200, 30, 30], [30, 200, 30], [30, 30, 200]], dtype=torch.uint8)
+    train = colours[:, :, None, None].expand(3, 3, 32, 32)
+    for part, images, constant in (("train", train, "MIRROR_TRAIN"), ("test", train[:2], "MIRROR_TEST")):
+        files = [jpeg(image) for image in images]
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            for kind, file in zip("abc", files):  # noqa: B905
+                archive.writestr(f"{part}/{kind}/0000.jpg", file)
+        put(mine / "cifar10-jpeg" / f"{part}.zip", packed.getvalue())
+        monkeypatch.setattr(datasets, constant, sha256(*files))
+    data = cifar10(CPU)
+    assert data.train.shape == (3, 3, 32, 32) and data.test.shape == (2, 3, 32, 32)
+    assert int((data.train.int() - train.int()).abs().max()) <= 3
+    assert data.label == "JPEG mirror, not comparable"
+    (mine / "cifar10-jpeg" / "test.zip").unlink()
+    cifar10.cache_clear()
+    with pytest.raises(
+        UserError, match=r"^cannot use [^\n]*test.zip: No such file or directory; put a whole copy there"
+    ):
+        cifar10(CPU)
+
+
+def test_bark_holds_out_the_last_fifth_of_each_species(mine, monkeypatch):
+    """Ten photographs a species, each of one grey: the last two are held out."""
+    files, greys = [], {}
+    for s, species in enumerate(BARK):
+        for i in range(10):
+            level = 6 * (10 * s + i)
+            files.append(jpeg(torch.full((3, 404, 303), level, dtype=torch.uint8)))
+            put(mine / "bark" / species / f"IMG_{i}.JPG", files[-1])
+            greys.setdefault(i >= 8, []).append(level)
+    with pytest.raises(
+        UserError, match=r"^cannot use [^\n]*bark: its content [^\n]*; put whole copies of cananga_odorata"
+    ):
+        bark(CPU)
+    monkeypatch.setattr(datasets, "BARK_SHA256", sha256(*files))
+    train, test = bark_photographs(CPU)
+    assert train.shape == (32, 1, 404, 303) and test.shape == (8, 1, 404, 303)
+    assert train[:, 0, 0, 0].tolist() == greys[False] and test[:, 0, 0, 0].tolist() == greys[True]
+    data = bark(CPU)
+    assert data.train[::24, 0, 0, 0].tolist() == greys[False] and data.test[::24, 0, 0, 0].tolist() == greys[True]
+    assert data.train.shape == (768, 1, 64, 64) and data.test.dtype == torch.uint8
+    (mine / "bark" / BARK[2] / "IMG_3.JPG").unlink()
+    bark_photographs.cache_clear()
+    with pytest.raises(UserError, match="its content has SHA-256"):
+        bark_photographs(CPU)
+
+
+def test_grey_is_the_luma_of_itu_r_601():
+    colours = pixels(3, 8, 9, levels=256)
+    file = io.BytesIO()
+    Image.fromarray(colours.permute(1, 2, 0).numpy()).save(file, "PNG")  # keeps every level
+    grey, colour = datasets.decoded([file.getvalue()], "L"), datasets.decoded([file.getvalue()] * 2, "RGB")
+    assert torch.equal(colour[1], colours) and grey.shape == (1, 1, 8, 9)
+    luma = torch.tensordot(torch.tensor([0.299, 0.587, 0.114]), colours.float(), dims=1)
+    assert float((grey[0, 0] - luma).abs().max()) < 0.51
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(13, 10, 4), (8, 8, 8), (404, 303, 64)])
+def test_patches_tile_the_middle_of_each_photograph(height, width, size):
+    photographs = pixels(2, 1, height, width)
+    squares = patches(photographs, size)
+    rows, columns = height // size, width // size
+    top, left = (height - rows * size) // 2, (width - columns * size) // 2
+    naive = [
+        photographs[n, :, top + size * r :, left + size * c :][:, :size, :size]
+        for n in range(2)
+        for r in range(rows)
+        for c in range(columns)
+    ]
+    assert torch.equal(squares, torch.stack(naive))
+
+
+@pytest.mark.parametrize(
+    ("load", "name"),
+    [
+        (mnist, "mnist/train-images-idx3-ubyte.gz"),
+        (cifar10, "cifar10/cifar-10-binary.tar.gz"),
+        (bark, "bark/cananga_odorata"),
+    ],
+)
+def test_a_set_that_is_nowhere_is_one_clear_line(mine, load, name):
+    with pytest.raises(UserError, match=rf"^[^\n]*; [^\n]*set DPM_DATA to a folder that holds {name}[^\n]*$"):
+        load(CPU)
+    assert not [path for path in mine.parent.rglob("*") if path.is_file()]
+
+
+def needs(name):
+    """Skip where DPM_DATA does not hold the real set: tests download nothing."""
+    if not (Path(os.environ.get("DPM_DATA") or "/nowhere") / name).exists():
+        pytest.skip(f"DPM_DATA holds no {name}")
+
+
+def test_the_real_mnist():
+    """Its mean and standard deviation as known by all, 0.1307 and 0.3081 of 255, are of all 60 000."""
+    needs("mnist")
+    data, validation = mnist(CPU), mnist_validation(CPU)
+    assert data.train.shape == (50_000, 1, 28, 28) and data.test.shape == (10_000, 1, 28, 28)
+    share = torch.cat([data.train, validation]).double() / 255
+    assert (float(share.mean()), float(share.std())) == pytest.approx((0.1307, 0.3081), abs=5e-5)
+    assert (data.shift, data.scale) == pytest.approx((33.895, 78.667), abs=1e-3)
+
+
+def test_the_real_cifar10():
+    """Its channel means as known by all: 0.4914, 0.4822, 0.4465 of 255."""
+    needs("cifar10/cifar-10-binary.tar.gz")
+    data = cifar10(CPU)
+    assert data.train.shape == (50_000, 3, 32, 32) and data.test.shape == (10_000, 3, 32, 32) and data.label == ""
+    assert (data.train.double().mean((0, 2, 3)) / 255).tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=5e-5)
+
+
+def test_the_jpeg_mirror_at_hand():
+    """JPEG leaves the mean colours nearly as they were; every tenth image is of one class."""
+    needs("cifar10-jpeg")
+    if (Path(os.environ["DPM_DATA"]) / "cifar10" / "cifar-10-binary.tar.gz").exists():
+        pytest.skip("DPM_DATA holds the real CIFAR-10, which comes first")
+    data = cifar10(CPU)
+    assert data.train.shape == (50_000, 3, 32, 32) and data.test.shape == (10_000, 3, 32, 32)
+    means = torch.stack([data.train[i::10].float().mean((0, 2, 3)) for i in range(10)]) / 255
+    assert means.mean(0).tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=2e-3)
+    assert float(means[:, 2].max() - means[:, 2].min()) > 0.1  # the sky behind aeroplanes, the grass under frogs
+    assert data.label == "JPEG mirror, not comparable"
+
+
+def test_the_real_bark():
+    """No photograph is on both sides; neighbours by name are more alike than others: why the last fifth is held out."""
+    needs("bark")
+    train, test = bark_photographs(CPU)
+    assert train.shape == (333, 1, 404, 303) and test.shape == (81, 1, 404, 303)
+    assert bark(CPU).train.shape == (7992, 1, 64, 64) and bark(CPU).test.shape == (1944, 1, 64, 64)
+    thumbs = torch.nn.functional.avg_pool2d(train[-78:].double(), 10).flatten(1)  # one species
+    thumbs = (thumbs - thumbs.mean(1, keepdim=True)) / thumbs.std(1, keepdim=True)
+    alike = thumbs @ thumbs.T / thumbs.shape[1]
+    assert float(alike.diagonal(1).mean()) > 0.3 > 0.2 > float(alike.diagonal(20).mean())
 
 
 # Dead leaves
