@@ -96,3 +96,4 @@ def test_formulas_are_found_by_the_target_before_them(tmp_path):
     assert equations.label("(5)–(6)", target) == "{ref}`(5) <eq-5>`–(6)"
     assert equations.label("(7)", target) == "(7)" and equations.label("Table 1", target) == "Table 1"
     assert equations.chapter("01_a_b", True) == "**{doc}`a b <01_a_b>`**"
+    assert equations.title("test_a_b.py::test_c_is_test_d") == "a b: c is test d"

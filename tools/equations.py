@@ -65,8 +65,9 @@ SAYS = {
 HEAD = """# Find an equation
 
 Every equation, table and figure of the paper: what it says, what in `dpm` names it as its own, the chapters that cite
-it, in **bold** where it is written out, and tests in `tests/` that check it, three at most. `tools/equations.py` makes
-this page from docstrings, chapters and tests; a test fails when something has no place in one of the three.
+it, in **bold** where it is written out, and tests that check it, three at most. The test "networks: bumps are
+equation 63" is `test_bumps_are_equation_63` in `tests/test_networks.py`. `tools/equations.py` makes this page from
+docstrings, chapters and tests; a test fails when something has no place in one of the three.
 
 | | says | functions | chapters | tests |
 |---|---|---|---|---|
@@ -192,8 +193,8 @@ def page(root: Path) -> str:
         of = set(members(row))
         code = [f"{{py:obj}}`{name} <dpm.{name}>`" for name in functions if functions[name] & of]
         book = [chapter(name, bool(written[name] & of)) for name in texts if texts[name] & of]
-        test = [f"`{name}`" for name in checks if checks[name] & of][:FEW]
-        cells = [label(row, target), says, *(", ".join(names) for names in (code, book, test))]
+        test = [title(name) for name in checks if checks[name] & of][:FEW]
+        cells = [label(row, target), says, ", ".join(code), ", ".join(book), "; ".join(test)]
         text += f"| {' | '.join(cells)} |\n"
     return text
 
@@ -202,6 +203,12 @@ def chapter(name: str, bold: bool) -> str:
     """A link to a chapter by the name of its file, without the number: chapters move."""
     link = f"{{doc}}`{re.sub('^[0-9]+_', '', name).replace('_', ' ')} <{name}>`"
     return f"**{link}**" if bold else link
+
+
+def title(name: str) -> str:
+    """A test in words, which break over lines: "forward: binomial prior is stationary"."""
+    file, test = name.replace("_", " ").split(".py::")
+    return f"{file.removeprefix('test ')}: {test.removeprefix('test ')}"
 
 
 if __name__ == "__main__":
