@@ -168,8 +168,8 @@ def trajectory(
     """Samples by the kernels of (22), the start and the edge step (44) multiplied too: yields (t, x^t, log weight [B]).
 
     Weighted, x^t follow p(x^t) r(x^t) as (16)-(20) ask, and the mean weight estimates Z̃_t: each step's factor is (21)
-    over (22), but for what all x^t share. They are resampled when the effective number
-    falls below that share; then every row must have the same r. `reverse.trajectory` knows neither weights nor r.
+    over (22), but for what all x^t share. They are resampled when the effective number falls below that share; then
+    every row must have the same r. `reverse.trajectory` knows neither weights nor r.
     """
     law, paid = q.prior(like), like.new_zeros(len(like))
     log_weight = like.new_zeros(len(like))
