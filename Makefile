@@ -25,8 +25,9 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-run: $(READY)  ## re-execute the chapters in place, on the GPU when there is one
+run: $(READY)  ## re-execute the chapters in place, on the GPU when there is one, and make the equation index
 	OMP_NUM_THREADS=1 $(BIN)/python tools/execute.py $(CHAPTERS)
+	$(BIN)/python tools/equations.py
 
 # glibc would hand large blocks back and fetch them anew, at whim, which costs more time than what is measured.
 bench: export MALLOC_MMAP_THRESHOLD_ := 33554432

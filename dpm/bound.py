@@ -31,7 +31,7 @@ class Bound:
 
 
 def step_kl(p: Reverse, q: Chain, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-    """KL( q(x^{t−1}|x^t,x⁰) ‖ p(x^{t−1}|x^t) ) of (14) at t [B], with x^t drawn from q(x^t|x⁰) by frozen noise: [B]."""
+    """KL( q(x^{t−1}|x^t,x⁰) ‖ p(x^{t−1}|x^t) ) of (14), (51) at t [B], x^t from q(x^t|x⁰) by frozen noise: [B]."""
     xt = q.marginal(x0, t).at(noise)
     q = q.holding(xt, t)
     return per_sample(kl_divergence(q.posterior(xt, x0, t), p(q, xt, t)))
@@ -45,7 +45,7 @@ def stratified_steps(batch: int, T: int, generator: Generator) -> Tensor:
 
 
 def with_constants(kl: Tensor, q: Chain, x0: Tensor) -> Bound:
-    """The parts of (14), given its KL sum: the three entropies are analytic, and counted once."""
+    """The parts of (14), given its KL sum: the entropies that (49)-(50) telescope to are analytic, and counted once."""
     return Bound(kl, *q.entropies(x0))
 
 
@@ -94,7 +94,10 @@ def along_trajectory(p: Reverse, q: Chain, x0: Tensor, generator: Generator) -> 
 
 @dataclass(frozen=True)
 class Importance:
-    """log p(x⁰) by equation (9), each field [B]: K for one trajectory, L for infinitely many."""
+    """log p(x⁰) by equation (9), each field [B].
+
+    Its mean over the data is K for one trajectory, L of (10)-(11) for infinitely many; K ≤ L is (12)-(13).
+    """
 
     log_p: Tensor  # log of the mean weight, nats; its own mean is at most log p(x⁰)
     error: Tensor  # standard error of log_p by the delta method, nats; nan for one trajectory
@@ -102,7 +105,7 @@ class Importance:
 
 
 def log_weights(p: Reverse, q: Chain, x0: Tensor, S: int, generator: Generator) -> Tensor:
-    """log of the weights p(x^{0…T})/q(x^{1…T}|x⁰) of (9), S forward trajectories for each sample: [S, B] nats."""
+    """log of the weights p(x^{0…T})/q(x^{1…T}|x⁰) of (7)-(9), S forward trajectories for each sample: [S, B] nats."""
     return along_trajectory(p, q, x0.expand(S, *x0.shape).flatten(0, 1), generator).reshape(S, len(x0))
 
 
@@ -115,7 +118,8 @@ def importance(log_weight: Tensor) -> Importance:
 
 
 def correction(q: Chain, x0: Tensor) -> Tensor:
-    """K of (37)-(39) less K of (14), [B] nats: the cross entropies to π that (43) and (46) take as constant. Ours.
+    """K of (37)-(39) less K of (14), [B] nats: the cross entropies to π that (40)-(43) and (45)-(46)
+    take as constant. Ours.
 
     Its mean is zero for Gaussian data of mean square 1 and for bits of the prior's mean activity.
     """

@@ -15,7 +15,7 @@ from dpm.forward import Bits, Chain, Law, Normal, everywhere
 
 
 def upper(q: Chain, x0: Tensor, t: Tensor) -> Tensor:
-    """H_q(X^t|X^{t−1}), right side of (24), given x⁰. x⁰ [B, D], t [B] in 1…T → [B] nats.
+    """H_q(X^t|X^{t−1}), right side of (24) and (36), by (28)-(30), given x⁰. x⁰ [B, D], t [B] in 1…T → [B] nats.
 
     A step's entropy is a constant for reals, and for a bit linear in x^{t−1}: its mean asks only for that of x^{t−1}.
     """
@@ -24,9 +24,9 @@ def upper(q: Chain, x0: Tensor, t: Tensor) -> Tensor:
 
 
 def lower(q: Chain, x0: Tensor, t: Tensor) -> Tensor:
-    """H_q(X^t|X^{t−1}) + H_q(X^{t−1}|X⁰) − H_q(X^t|X⁰), left side of (24), given x⁰ [B, D]; → [B] nats.
+    """H_q(X^t|X^{t−1}) + H_q(X^{t−1}|X⁰) − H_q(X^t|X⁰), left side of (24) and (36), given x⁰ [B, D]; → [B] nats.
 
-    It is H_q(X^{t−1}|X^t,X⁰). At t = 1 nothing is open: 0 for bits, −∞ for reals.
+    By (31)-(35). It is H_q(X^{t−1}|X^t,X⁰). At t = 1 nothing is open: 0 for bits, −∞ for reals.
     """
     before, after = (per_sample(q.marginal(x0, s).entropy()) for s in (t - 1, t))
     return upper(q, x0, t) + before - after
@@ -60,7 +60,7 @@ def state_entropy(
 
 
 def exact(q: Chain, points: Tensor, t: int, grid: Tensor, cell: Tensor | float = 1.0, variance: float = 0.0) -> Tensor:
-    """H_q(X^{t−1}|X^t) by (27), in nats; grid and cell as in `state_entropy`."""
+    """H_q(X^{t−1}|X^t) by (25)-(27), in nats; grid and cell as in `state_entropy`."""
     before, after = (state_entropy(q, points, s, grid, cell, variance) for s in (t - 1, t))
     return upper(q, points, everywhere(t, points)).mean() + before - after
 

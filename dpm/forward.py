@@ -211,7 +211,7 @@ class Gaussian(Chain):
         return from_x0, from_xt * xt, variance
 
     def posterior(self, xt: Tensor, x0: Tensor, t: Tensor) -> Normal:
-        """q(x^{t−1} | x^t, x⁰) by Bayes' rule, t ≥ 2: the target of every reverse step in (14)."""
+        """q(x^{t−1} | x^t, x⁰) by Bayes' rule, (47)-(48), t ≥ 2: the target of every reverse step in (14)."""
         from_x0, from_xt, variance = self.given(xt, t)
         return Normal(from_x0 * x0 + from_xt, variance)
 
@@ -281,7 +281,7 @@ class Binomial(Chain):
         return on, cache(lambda: (no * off00 + xt * off10, no * off01 + xt * off11))
 
     def posterior(self, xt: Tensor, x0: Tensor, t: Tensor) -> Bits:
-        """q(x^{t−1} | x^t, x⁰) by Bayes' rule, once for every case; known bits are their own mean."""
+        """q(x^{t−1} | x^t, x⁰) by Bayes' rule, (47)-(48), once for every case; known bits are their own mean."""
         return self.average(xt, x0, x0, t)
 
     def average(self, xt: Tensor, mean: Tensor, variance: Tensor, t: Tensor) -> Bits:

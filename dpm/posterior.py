@@ -107,7 +107,7 @@ class Hint(Factor):
 
 @dataclass(frozen=True)
 class Smooth(Factor):
-    """Any differentiable log r, [B, …] → [B], multiplied to first order at the law's mean: Table App.1, Appendix C.
+    """Any differentiable log r, [B, …] → [B], multiplied to first order at the law's mean: Table App.1, (52)-(61).
 
     The Gaussian's mean moves by f_Σ ∂log r/∂x, (61); a bit's log odds move by ∂log r/∂x.
     """
@@ -167,8 +167,9 @@ def trajectory(
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Samples by the kernels of (22), the start and the edge step (44) multiplied too: yields (t, x^t, log weight [B]).
 
-    Weighted, x^t follow p(x^t) r(x^t), and the mean weight estimates Z̃_t. They are resampled when the effective number
-    falls below that share; then every row must have the same r. `reverse.trajectory` knows neither weights nor r.
+    Weighted, x^t follow p(x^t) r(x^t) as (16)-(20) ask, and the mean weight estimates Z̃_t: each step's factor is (21)
+    over (22), but for what all x^t share. They are resampled when the effective number falls below that share; then
+    every row must have the same r. `reverse.trajectory` knows neither weights nor r.
     """
     law, paid = q.prior(like), like.new_zeros(len(like))
     log_weight = like.new_zeros(len(like))

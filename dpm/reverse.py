@@ -97,6 +97,6 @@ def trajectory(p: Reverse, q: Chain, like: Tensor, generator: Generator) -> Iter
 
 
 def sample(p: Reverse, q: Chain, like: Tensor, generator: Generator) -> Tensor:
-    """Exact samples of p(x⁰), shaped like `like`: the end of `trajectory`."""
+    """Exact samples of p(x⁰), equation (6), shaped like `like`: the end of `trajectory`."""
     [(_, x0)] = deque(trajectory(p, q, like, generator), maxlen=1)
     return x0

@@ -91,7 +91,7 @@ class Run:
 def train(
     run: Run, draw: Draw, batch: int, steps: int, rate: float, checkpoint: Path | None = None
 ) -> Iterator[Record]:
-    """Ascend K with Adam and averaged weights: a record every RECORD_STEPS steps and at the end.
+    """Ascend K, equation (15), with Adam and averaged weights: a record every RECORD_STEPS steps and at the end.
 
     Every process draws the whole batch from the same generator and keeps its share, so that any number of processes
     walks the same path. UserError when an estimate of K is not finite.

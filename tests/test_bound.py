@@ -209,7 +209,7 @@ def test_estimate_is_unbiased(rate, T):
 @pytest.mark.parametrize(("rate", "T"), RATES_T)
 @pytest.mark.parametrize("seed", range(5))
 def test_K_never_exceeds_the_log_likelihood_of_bits(rate, T, seed):
-    """(12), (13) against Σ q(x⁰) log p(x⁰); and (8)-(9): trajectory weights average to p(x⁰) itself."""
+    """(12), (13) against L = Σ q(x⁰) log p(x⁰), (10)-(11); and (7)-(9): trajectory weights average to p(x⁰) itself."""
     chain, data = Enumerated(Scores(T, seed), T, rate), DATA[rate]
     path, log_q, log_p = chain.trajectories()
     p_x0 = torch.zeros(4).double().index_add(0, path[:, 0], log_p.exp())

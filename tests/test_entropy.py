@@ -71,11 +71,12 @@ POINTS = [
 @pytest.mark.parametrize("points", POINTS, ids=range(3))
 @pytest.mark.parametrize("beta", [erase_evenly(4), random_rates(4)], ids=["even", "random"])
 def test_bits_by_the_joint_table(rate, points, beta):
-    """Both sides of (24) and the exact value at every t, for data that match π and data that do not."""
+    """(25)-(27) and both sides of (24), (36), at every t, for data that match π and data that do not."""
     q = Binomial(beta, rate)
     for t in range(1, 5):
         table = joint(q, points, t)
         pair, x0_before, x0_after = table.sum(0), table.sum(2), table.sum(1)
+        before, after = pair.sum(1), pair.sum(0)
         upper = entropy_of(pair) - entropy_of(pair.sum(1))
         truth = entropy_of(pair) - entropy_of(pair.sum(0))
         start = entropy_of(table.sum((1, 2)))
@@ -86,6 +87,9 @@ def test_bits_by_the_joint_table(rate, points, beta):
         assert torch.isclose(lower, given_both, atol=1e-12)
         assert torch.isclose(entropy.exact(q, points, t, states(3)), truth, atol=1e-12)
         assert lower <= truth + 1e-12
+        forgotten = entropy_of(x0_after) - entropy_of(after) - (entropy_of(x0_before) - entropy_of(before))
+        assert forgotten >= -1e-12  # (31)
+        assert torch.isclose(truth - lower, forgotten, atol=1e-12)  # (32)-(35): it is what the lower side misses
 
 
 @pytest.mark.parametrize("rate", RATES)
@@ -253,3 +257,9 @@ def test_when_entropy_never_falls(rate, ones, holds):
     q, points = Binomial(erase_evenly(200), rate), (torch.arange(5) < ones).double()[:, None]
     H = torch.stack([entropy.state_entropy(q, points, t, states(1)) for t in range(201)])
     assert bool((H.diff() >= -1e-13).all()) == holds
+    below = []  # (29)-(30), the entropy of a step back from the joint table
+    for t in range(1, 201, 20):
+        pair = joint(q, points, t).sum(0)
+        back = entropy_of(pair) - entropy_of(pair.sum(0))
+        below.append(bool(back <= entropy.upper(q, points, steps(t, points)).mean() + 1e-12))
+    assert all(below) == holds

@@ -67,6 +67,7 @@ BOTH = column(0, 1)
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("beta", SCHEDULES, ids=len)
 def test_binomial_step_is_table_app_1(beta, rate):
+    """Equation (2): from each bit, the rates printed there."""
     q = Binomial(beta, rate)
     for t in range(1, q.T + 1):
         assert torch.allclose(table(q.step(BOTH, steps(t, BOTH))), step_matrix(q, t), atol=1e-12, rtol=0)
@@ -74,6 +75,7 @@ def test_binomial_step_is_table_app_1(beta, rate):
 
 @pytest.mark.parametrize("beta", GAUSSIANS, ids=len)
 def test_gaussian_step_is_table_app_1(beta):
+    """Equation (2): mean and variance printed there."""
     q, x = Gaussian(beta), column(-1.3, 0.4, 2.2)
     for t in range(1, q.T + 1):
         law, b = q.step(x, steps(t, x)), float(beta[t])
@@ -129,6 +131,7 @@ def test_gaussian_detailed_balance(beta):
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("beta", SCHEDULES, ids=len)
 def test_binomial_marginal_is_the_product_of_its_steps(beta, rate):
+    """Equation (3), summed over all states between 0 and t."""
     q = Binomial(beta, rate)
     for t in range(1, q.T + 1):
         assert torch.allclose(table(q.marginal(BOTH, steps(t, BOTH))), marginal_matrix(q, t), atol=1e-12, rtol=0)
@@ -136,6 +139,7 @@ def test_binomial_marginal_is_the_product_of_its_steps(beta, rate):
 
 @pytest.mark.parametrize("beta", GAUSSIANS, ids=len)
 def test_gaussian_marginal_is_the_composition_of_its_steps(beta):
+    """Equation (3), integrated over all states between 0 and t, moment by moment."""
     q, x0 = Gaussian(beta), column(-1.3, 0.4, 2.2)
     mean, variance = x0, torch.zeros_like(x0)
     for t in range(1, q.T + 1):
@@ -188,7 +192,7 @@ def test_noise_level_keeps_the_digits_of_tiny_rates():
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("beta", SCHEDULES, ids=len)
 def test_binomial_posterior_is_bayes(beta, rate):
-    """q(x^{t−1}|x^t,x⁰) by enumeration of x^{t−1}, with the normaliser."""
+    """q(x^{t−1}|x^t,x⁰) of (47)-(48) by enumeration of x^{t−1}, with the normaliser."""
     q = Binomial(beta, rate)
     for t in range(2, q.T + 1):
         before, step = marginal_matrix(q, t - 1), step_matrix(q, t)
@@ -202,7 +206,7 @@ def test_binomial_posterior_is_bayes(beta, rate):
 @pytest.mark.parametrize("beta", GAUSSIANS, ids=len)
 @pytest.mark.parametrize(("x0", "xt"), [(0.7, -0.4), (-1.5, 1.1), (2.0, 1.9)])
 def test_gaussian_posterior_is_bayes(beta, x0, xt):
-    """q(x^{t−1}|x^t,x⁰) by quadrature over x^{t−1}, with the normaliser."""
+    """q(x^{t−1}|x^t,x⁰) of (47)-(48) by quadrature over x^{t−1}, with the normaliser."""
     q, centre = Gaussian(beta), column(x0)
     y = torch.linspace(-8, 8, 32_001, dtype=torch.float64)[:, None]  # 40 places in the narrowest σ
     for t in range(2, q.T + 1):

@@ -100,6 +100,7 @@ def gaussian_world(v, T=8):
 @pytest.mark.parametrize("rate", [0.2, 0.5])
 @pytest.mark.parametrize("T", BETAS)
 def test_weights_average_to_the_probability_of_bits(T, rate):
+    """(7)-(9) against the sum (6) itself."""
     q = bit_chain(T, rate)
     estimate = bound.importance(bound.log_weights(odd_bits, q, STATES, 40_000, Generator().manual_seed(T)))
     assert ((estimate.log_p - p_x0(q).log()).abs() < 4 * estimate.error).all()

@@ -525,6 +525,7 @@ def test_bump_readout_is_equation_62_pixel_by_pixel():
 
 
 def test_image_network_puts_its_pathways_side_by_side():
+    """Figure D.1, pathway by pathway."""
     network = scramble(both_net())
     x, t = draws(2, 3, 4, 4), torch.tensor([3, 17])
     dense, conv = network.pathways

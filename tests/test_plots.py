@@ -39,6 +39,7 @@ def test_figure_1_is_three_rows_of_three(points):
 
 
 def test_bits_are_drawn_one_sequence_a_row():
+    """Figure 2."""
     bits = torch.eye(4, 6, dtype=torch.float64)
     figure = plots.bits_figure(bits, 1 - bits, ("left", "right"))
     assert figure.axes[0].images[0].get_array().shape == (4, 6)

@@ -148,6 +148,31 @@ def test_first_order_is_exact_for_an_exponential():
     )
 
 
+def test_first_order_line_by_line():
+    """(52) to (61) at 40 places y around μ, for r far from Gaussian."""
+    mu, sigma, y = draws(1, 2), draws(1, 2, seed=2).exp(), 2 * draws(40, 2, seed=3)
+    law, r = Normal(mu, sigma), Smooth(lambda x: -(x.sin() + 0.3 * x[:, :1] * x).sum(1))
+    at = mu.clone().requires_grad_()
+    (g,) = torch.autograd.grad(-r.log(at).sum(), at)
+
+    def quadratic(x):
+        return (x.square() / sigma).sum(1) / 2
+
+    def level(values):
+        return torch.allclose(values, values[:1], atol=1e-12)
+
+    exact = LOOK.times(law).log_prob(y).sum(1)
+    assert level(exact + quadratic(y - mu) - LOOK.log(y))  # (52)-(55): log p̃ = −E, E = ½(y−μ)²/Σ + E_r
+    h = real(1e-2, 1e-3)[:, None]
+    missed = -r.log(mu + h * y[:1]) + r.log(mu) - (h * y[:1] * g).sum(1)
+    assert float(missed[0] / missed[1]) == pytest.approx(100, rel=0.05)  # (56): E_r(μ) + (y−μ)g, to second order
+    energy = quadratic(y - mu) + ((y - mu) * g).sum(1)  # (57)
+    assert level(energy - quadratic(y) + (y * (mu / sigma - g)).sum(1))  # (58)
+    assert level(energy - quadratic(y - mu + sigma * g))  # (59)
+    assert level(energy + Normal(mu - sigma * g, sigma).log_prob(y).sum(1))  # (60)
+    assert level(energy + r.times(law).log_prob(y).sum(1))  # (61)
+
+
 def test_first_order_takes_the_slope_at_the_mean():
     """(61) for the E_r of a Gaussian r, whose slope is known; share scales it."""
     law = Normal(draws(5, 1), draws(5, 1, seed=2).exp())
@@ -188,6 +213,7 @@ def test_carried_survives_a_chain_that_forgets():
 
 
 def test_fading_ends_in_r_and_starts_in_nothing():
+    """And (23) is r itself at every t."""
     x = draws(6, 1)
     for r, q, law in (
         (LOOK, ROLL, ROLL.prior(x)),
@@ -204,6 +230,26 @@ def test_fading_ends_in_r_and_starts_in_nothing():
     known = Noisy(real(0.5), real(0)).power(real(0, 0.5)[:, None])
     assert known.variance[0].isinf() and known.variance[1] == 0
     assert torch.equal(Hint(real(-math.inf)).power(real(0, 0.5)[:, None]).log_odds[:, 0], real(0, -math.inf))
+
+
+def test_kernel_21_keeps_the_product_in_equilibrium_and_22_does_not():
+    """(16) to (22), state by state: what carries p(x^t) r(x^t)/Z̃_t from t = 3 to 0, and what a weight makes up for."""
+    r, (start, *steps) = HINT.log(STATES).exp(), tables()
+    before = start[0]
+    models = [bits_model(BEAT, STATES, times(3, 4)), bits_model(BEAT, STATES, times(2, 4)), edge(BEAT, STATES)]
+    for p, law in zip(steps, models, strict=True):
+        after = before @ p  # (17)
+        Z_before, Z_after = before @ r, after @ r
+        kernel = p * Z_before * r / (Z_after * r[:, None])  # (21)
+        assert torch.allclose((before * r / Z_before) @ kernel, after * r / Z_after, atol=1e-14)  # (18), (19), by (16)
+        back = Z_after * r[:, None] / (Z_before * r)
+        assert torch.allclose(before @ (kernel * back), after, atol=1e-14)  # (20)
+        share = kernel.sum(1, keepdim=True)
+        assert torch.allclose(table(HINT.times(law)), kernel / share, atol=1e-14)  # (22)
+        assert bool(((before * r / Z_before) @ (kernel / share) - after * r / Z_after).abs().max() > 1e-3)
+        weight = HINT.log_weight(law, STATES) - HINT.log(STATES)
+        assert torch.allclose(weight + (Z_before / Z_after).log(), share[:, 0].log(), atol=1e-13)
+        before = after
 
 
 @pytest.mark.parametrize("choice", [constant, fading, carried])

@@ -238,7 +238,7 @@ def test_edge_step_of_gaussians_is_equation_44():
 
 @pytest.mark.parametrize("T", [1, 2, 5])
 def test_trajectory_goes_from_T_to_0_by_prior_model_and_edge(T):
-    """Replayed with noise written down: x^T from π, then p for t = T…2, then T_π(x⁰|x¹; β_1)."""
+    """(4) and (5), replayed with noise written down: x^T from π, then p for t = T…2, then T_π(x⁰|x¹; β_1)."""
     q, p, noises = Gaussian(geometric(T, 0.05, 0.9) if T > 1 else real(0, 0.3)), Linear(T, seed=3), draws(T + 1, 6, 2)
     path = list(trajectory(p, replay(q, noises), torch.zeros(6, 2).double(), Generator()))
     assert [t for t, _ in path] == list(range(T, -1, -1))

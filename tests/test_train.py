@@ -49,6 +49,7 @@ def contents(run, path):
 
 
 def test_training_climbs_and_records_every_fifty_steps():
+    """Equation (15): K grows."""
     records = go(tiny_run(), steps=330)
     assert [record.step for record in records] == [50, 100, 150, 200, 250, 300, 330]
     assert records[-1].K > records[0].K

@@ -1,0 +1,99 @@
+"""The equation index: everything in the paper has a function, a chapter and a test, and the page says which."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SPEC = importlib.util.spec_from_file_location("equations", ROOT / "tools" / "equations.py")
+equations = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(equations)
+
+COMING = {"Figure 3", "Figure 4", "Figure 5", "Figure App.1", "Figure D.1"}  # with the image experiments
+
+
+def test_the_index_asks_for_all_of_the_paper():
+    figures = ["Figure 1", "Figure 2", "Figure 3", "Figure 4", "Figure 5", "Figure App.1", "Figure D.1"]
+    want = [f"({n})" for n in range(1, 66)] + ["Table 1", "Table 2", "Table App.1", *figures]
+    assert want == equations.EVERYTHING
+
+
+def test_everything_has_a_function_a_chapter_and_a_test():
+    assert set(equations.missing(ROOT)) == COMING
+
+
+def test_the_page_is_the_one_that_the_sources_make():
+    assert (ROOT / "chapters" / "equations.md").read_text("utf8") == equations.page(ROOT), "python tools/equations.py"
+
+
+@pytest.mark.parametrize(
+    ("file", "reference", "kind"),
+    [
+        ("dpm/train.py", "equation (15)", "function"),
+        ("chapters/04_bound.ipynb", "tag{15}", "chapter"),
+        ("tests/test_train.py", "Equation (15)", "test"),
+    ],
+)
+def test_a_deleted_reference_is_noticed(tmp_path, file, reference, kind):
+    for folder in ("dpm", "chapters", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    text = (tmp_path / file).read_text("utf8")
+    (tmp_path / file).write_text(text.replace(reference, ""), "utf8")
+    assert equations.missing(tmp_path)["(15)"] == [kind]
+    assert equations.page(tmp_path) != equations.page(ROOT)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("K of equation (14), by (9).", "(9) (14)"),
+        ("(37)-(39)", "(37) (38) (39)"),
+        ("(37) to (39), and (41)–(42)", "(37) (38) (39) (41) (42)"),
+        ("see {ref}`(25–27) <eq-27>`; (43) and (46)", "(25) (26) (27) (43) (46)"),
+        (r"\tag{24, 36} \tag{31–32} \tag{44}", "(24) (31) (32) (36) (44)"),
+        ("**(15)**, [(16)](x), (“(17)”), $K_{(14)}$", "(14) (15) (16) (17)"),
+        ("Tables 1 and 2, Table App.1.", "Table 1|Table 2|Table App.1"),
+        ("Figures 1 to 3 and App.1; Figure D.1", "Figure 1|Figure 2|Figure 3|Figure App.1|Figure D.1"),
+        ("Sohl-Dickstein et al. (2015), Neal (1997), (2.4.1), (0), (66), (100)", ""),
+        ("f(2), a[0](3), x^(2), g()(4), [B, 2], (1, 2), (2.4), (14 of them)", ""),
+        ("Figure 10, Table 2.1, Section 2, Figure A, a table 1", ""),
+    ],
+)
+def test_citations_are_seen_and_nothing_else(text, found):
+    assert equations.cited(text) == set(found.split("|") if "e" in found else found.split())
+
+
+def write(root, path, text):
+    (root / path).parent.mkdir(exist_ok=True)
+    (root / path).write_text(text, "utf8")
+
+
+def test_docstrings_of_functions_classes_and_methods_count_and_no_others(tmp_path):
+    code = '"""(1)"""\n# (2)\ndef f():\n    """(3)"""\n    def g():\n        """(4)"""\ndef _h():\n    """(5)"""\n'
+    write(tmp_path, "dpm/a.py", code + 'class C:\n    """(6)"""\n    def m(self):\n        """(7)"""\n        "(8)"\n')
+    assert equations.homes(tmp_path) == {"a.f": {"(3)"}, "a.C": {"(6)"}, "a.C.m": {"(7)"}}
+
+
+def test_names_docstrings_and_comments_of_tests_count_and_no_others(tmp_path):
+    code = '# (1)\ndef test_f():\n    """(2)"""\n    x = "(3)"  # (4)\ndef helper():\n    """(5)"""\n'
+    write(tmp_path, "tests/test_a.py", code + "def test_equations_6_to_8_of_table_app_1_and_Figure_2():\n    pass\n")
+    write(tmp_path, "tests/test_equations.py", "def test_equation_9():\n    pass\n")
+    f, named = equations.tests(tmp_path).values()
+    assert f == {"(2)", "(4)"} and named == {"(6)", "(7)", "(8)", "Table App.1", "Figure 2"}
+
+
+def test_formulas_are_found_by_the_target_before_them(tmp_path):
+    cells = '[{"cell_type": "markdown", "source": ["(eq-3)=\\n", "x \\\\tag{2–3}\\n", "(eq-5)=\\n", "\\\\tag{5}"]},'
+    cells += '{"cell_type": "code", "source": ["# (7)"]}]'
+    write(tmp_path, "chapters/01_a_b.ipynb", f'{{"cells": {cells}}}')
+    assert equations.chapters(tmp_path) == {"01_a_b": {"(2)", "(3)", "(5)"}}
+    target = equations.targets(tmp_path)
+    assert target == {"(2)": "eq-3", "(3)": "eq-3", "(5)": "eq-5"}
+    assert equations.label("(2)–(3)", target) == "{ref}`(2)–(3) <eq-3>`"
+    assert equations.label("(3)–(5)", target) == "{ref}`(3) <eq-3>`–{ref}`(5) <eq-5>`"
+    assert equations.label("(5)–(6)", target) == "{ref}`(5) <eq-5>`–(6)"
+    assert equations.label("(7)", target) == "(7)" and equations.label("Table 1", target) == "Table 1"
+    assert equations.chapter("01_a_b", True) == "**{doc}`a b <01_a_b>`**"
+    assert equations.title("test_a_b.py::test_c_is_test_d") == "a b: c is test d"

@@ -1,0 +1,215 @@
+"""Write chapters/equations.md: where each equation, table and figure of the paper lives in module, book and tests.
+
+Nothing is listed by hand but what an equation says: its entries are the docstrings of dpm, the chapters and the tests
+that cite it. tests/test_equations.py fails when one of the three has none.
+"""
+
+import ast
+import io
+import json
+import re
+import tokenize
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+FEW = 3  # tests listed for one row
+
+SAYS = {
+    "(1)": "π is what the kernel leaves as it is",
+    "(2)": "the forward kernel, one step",
+    "(3)": "the forward trajectory, a product of steps",
+    "(4)": "the reverse trajectory starts at π",
+    "(5)": "the reverse trajectory, a product of steps",
+    "(6)": "the model's probability of x⁰, an integral over trajectories",
+    "(7)–(8)": "the same integral, weighed against forward trajectories",
+    "(9)": "the same as a mean of weights: one number a trajectory",
+    "(10)–(11)": "L, the mean log likelihood of the data",
+    "(12)": "Jensen: the log of a mean is at least the mean of the logs",
+    "(13)": "L is at least K",
+    "(14)": "K: the KL divergences of the steps, and three entropies",
+    "(15)": "training is ascent on K",
+    "(16)": "the model times a second distribution r, at every t",
+    "(17)–(20)": "what keeps p, and the product with r, in equilibrium from step to step",
+    "(21)": "a perturbed kernel that does, though not normalised",
+    "(22)": "the same kernel, normalised",
+    "(23)": "r held constant over t",
+    "(24)": "two bounds on the entropy of a reverse step",
+    "(25)–(27)": "that entropy, exactly, by Bayes' rule",
+    "(28)–(30)": "the upper bound: entropy grows on the way to π",
+    "(31)–(35)": "the lower bound: x⁰ is less certain, the later one looks",
+    "(36)": "both bounds together",
+    "(37)–(39)": "K along whole trajectories",
+    "(40)–(43)": "the cross entropy of x^T to π becomes H_p(X^T)",
+    "(44)": "the last reverse step is set, not learned",
+    "(45)–(46)": "and so it cancels from K",
+    "(47)–(48)": "each forward step, turned round by Bayes' rule given x⁰",
+    "(49)–(51)": "the entropies telescope, and log ratios become KL divergences",
+    "(52)–(60)": "a Gaussian times r: add the energies, take E_r to first order at μ, complete the square",
+    "(61)": "the result: the mean moves by f_Σ ∂log r/∂x",
+    "(62)": "coefficients of bumps, summed for each pixel",
+    "(63)": "normalised bumps in time",
+    "(64)": "f_Σ, a perturbation of β_t",
+    "(65)": "f_μ, whose fixed point is z^μ",
+    "Table 1": "K and K − L_null of six data sets",
+    "Table 2": "log likelihoods beside other models'",
+    "Table App.1": "the two kernels and their perturbed reversals",
+    "Figure 1": "swiss roll: forward, reverse, drift",
+    "Figure 2": "heartbeat: samples, and the noise they start from",
+    "Figure 3": "CIFAR-10: held-out images, noise added, denoised; samples",
+    "Figure 4": "dead leaves: data and samples",
+    "Figure 5": "bark: a square missing, and filled in",
+    "Figure App.1": "MNIST: samples",
+    "Figure D.1": "the network of images",
+}
+
+HEAD = """# Find an equation
+
+Every equation, table and figure of the paper: what it says, what in `dpm` names it as its own, the chapters that cite
+it, in **bold** where it is written out, and tests that check it, three at most. The test "networks: bumps are
+equation 63" is `test_bumps_are_equation_63` in `tests/test_networks.py`. `tools/equations.py` makes this page from
+docstrings, chapters and tests; a test fails when something has no place in one of the three.
+
+| | says | functions | chapters | tests |
+|---|---|---|---|---|
+"""
+
+NUMBER = re.compile(
+    r"(?<![\w.)\]}^])\((\d{1,2})(?:[-–](\d{1,2}))?\)"  # (14), (28–30), neither (2015) nor f(2)
+    r"(?:(?: to |[-–])\((\d{1,2})\))?"  # (37)-(39), (37) to (39)
+    r"|\\tag\{([\d, –-]+)\}"  # \tag{25–27}, \tag{24, 36}
+)
+OBJECT = r"(?:App\.\d|D\.\d|\d)(?![\d\w]|\.\d)"
+NAMED = re.compile(rf"\b(Table|Figure)s? ({OBJECT}(?:(?:, and |, | and | to |[-–]){OBJECT})*)")
+
+
+def cited(text: str) -> set[str]:
+    """The equations, tables and figures that a text names: {"(14)", "Table App.1"}."""
+    found: set[str] = set()
+    for first, inner, outer, tag in NUMBER.findall(text):
+        spans = re.findall(r"(\d+)(?:[-–](\d+))?", tag) if tag else [(first, outer or inner)]
+        found |= {f"({n})" for a, b in spans for n in range(int(a), int(b or a) + 1) if 1 <= n <= 65}
+    for kind, names in NAMED.findall(text):
+        for first, last in re.findall(rf"({OBJECT})(?:(?: to |[-–])({OBJECT}))?", names):
+            many = range(int(first), int(last) + 1) if last else [first]
+            found |= {f"{kind} {name}" for name in many}
+    return found
+
+
+def members(row: str) -> list[str]:
+    """What a row of SAYS stands for: "(7)–(8)" is (7) and (8)."""
+    return sorted(cited(row), key=lambda name: int(name.strip("()"))) if row.startswith("(") else [row]
+
+
+EVERYTHING = [name for row in SAYS for name in members(row)]
+
+
+def homes(root: Path) -> dict[str, set[str]]:
+    """Functions, classes and methods of dpm, "bound.Bound", to what their docstrings cite.
+
+    Not so modules: "Figures 1 to 5" on top of a file would hide that one of them has no function.
+    """
+    found = {}
+    for path in sorted((root / "dpm").glob("[a-z]*.py")):
+        scopes: list[tuple[str, ast.Module | ast.ClassDef]] = [(path.stem, ast.parse(path.read_text("utf8")))]
+        for prefix, scope in scopes:
+            for node in scope.body:
+                if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                    found[f"{prefix}.{node.name}"] = cited(ast.get_docstring(node) or "")
+                    if isinstance(node, ast.ClassDef):
+                        scopes.append((f"{prefix}.{node.name}", node))
+    return found
+
+
+def notebooks(root: Path) -> list[Path]:
+    """The chapters, in order."""
+    return sorted((root / "chapters").glob("*.ipynb"))
+
+
+def prose(path: Path) -> str:
+    """The text of a notebook."""
+    cells = json.loads(path.read_text("utf8"))["cells"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
+def chapters(root: Path) -> dict[str, set[str]]:
+    """Chapters to what their text cites."""
+    return {path.stem: cited(prose(path)) for path in notebooks(root)}
+
+
+def targets(root: Path) -> dict[str, str]:
+    """Equations to the `(eq-14)=` before the formula tagged with them."""
+    found = {}
+    for path in notebooks(root):
+        for name, tag in re.findall(r"^\((eq-\d+)\)=$.*?(\\tag\{.*?\})", prose(path), flags=re.S | re.M):
+            found |= dict.fromkeys(cited(tag), name)
+    return found
+
+
+def tests(root: Path) -> dict[str, set[str]]:
+    """Tests to what their names, docstrings and comments cite; but for the tests of this file."""
+    found = {}
+    for path in sorted(set((root / "tests").glob("test_*.py")) - {root / "tests" / "test_equations.py"}):
+        source = path.read_text("utf8")
+        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+        comments = {token.start[0]: token.string for token in tokens if token.type == tokenize.COMMENT}
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                inside = [comments.get(line, "") for line in range(node.lineno, (node.end_lineno or 0) + 1)]
+                said = [spoken(node.name), ast.get_docstring(node) or "", *inside]
+                found[f"{path.name}::{node.name}"] = cited("\n".join(said))
+    return found
+
+
+def spoken(name: str) -> str:
+    """The name of a test as text: "equations_37_to_39" is (37–39), "table_app_1" is Table App.1."""
+    name = re.sub(r"equations?_(\d+)(?:_to_(\d+))?", lambda m: f" ({m[1]}–{m[2] or m[1]}) ", name)
+    return re.sub(r"(?i)(table|figure)_(app_?)?(\d)", lambda m: f" {m[1].title()} {'App.' * bool(m[2])}{m[3]} ", name)
+
+
+def missing(root: Path) -> dict[str, list[str]]:
+    """Equations, tables and figures without a function, a chapter or a test, and which of the three they lack."""
+    entries = {"function": homes(root), "chapter": chapters(root), "test": tests(root)}
+    lacks = {
+        name: [kind for kind in entries if not any(name in c for c in entries[kind].values())] for name in EVERYTHING
+    }
+    return {name: kinds for name, kinds in lacks.items() if kinds}
+
+
+def label(row: str, target: dict[str, str]) -> str:
+    """A row's name, linked to the formula in the book, or to the formulas at its two ends."""
+    names = members(row)
+    first, last = target.get(names[0]), target.get(names[-1])
+    if first == last:
+        return f"{{ref}}`{row} <{first}>`" if first else row
+    return "–".join(f"{{ref}}`{n} <{at}>`" if at else n for n, at in ((names[0], first), (names[-1], last)))
+
+
+def page(root: Path) -> str:
+    """The text of chapters/equations.md."""
+    functions, texts, checks, target = homes(root), chapters(root), tests(root), targets(root)
+    written = {path.stem: cited("".join(re.findall(r"\\tag\{.*?\}", prose(path)))) for path in notebooks(root)}
+    text = HEAD
+    for row, says in SAYS.items():
+        of = set(members(row))
+        code = [f"{{py:obj}}`{name} <dpm.{name}>`" for name in functions if functions[name] & of]
+        book = [chapter(name, bool(written[name] & of)) for name in texts if texts[name] & of]
+        test = [title(name) for name in checks if checks[name] & of][:FEW]
+        cells = [label(row, target), says, ", ".join(code), ", ".join(book), "; ".join(test)]
+        text += f"| {' | '.join(cells)} |\n"
+    return text
+
+
+def chapter(name: str, bold: bool) -> str:
+    """A link to a chapter by the name of its file, without the number: chapters move."""
+    link = f"{{doc}}`{re.sub('^[0-9]+_', '', name).replace('_', ' ')} <{name}>`"
+    return f"**{link}**" if bold else link
+
+
+def title(name: str) -> str:
+    """A test in words, which break over lines: "forward: binomial prior is stationary"."""
+    file, test = name.replace("_", " ").split(".py::")
+    return f"{file.removeprefix('test ')}: {test.removeprefix('test ')}"
+
+
+if __name__ == "__main__":
+    (ROOT / "chapters" / "equations.md").write_text(page(ROOT), encoding="utf8")
