@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from dpm.fetch import fetch, gunzipped, local, mending, read, refuse_other, unzipped, whole
 from dpm.files import UserError
 
+CPU = torch.device("cpu")
 ROLL_NOISE = 0.02  # standard deviation around the curve, in units of the data's own; the paper gives none
 
 
@@ -100,7 +101,7 @@ def scaled(train: Tensor, test: Tensor, label: str = "") -> Images:
 
 
 @cache
-def digits(device: torch.device | str = "cpu") -> Images:
+def digits(device: torch.device = CPU) -> Images:
     """The 8×8 handwritten digits that scikit-learn bundles, levels 0…16: 1100 to train, the last 697 held out."""
     from sklearn.datasets import load_digits  # here, since it takes a second to import
 

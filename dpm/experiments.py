@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -105,16 +106,25 @@ def image_schedule(T: int, beta_1: float) -> Tensor:
     return geometric(T, beta_1, 0.999)
 
 
+class Sketch(NamedTuple):
+    """One way to train an experiment of pictures: its p, and how long and how fast to climb."""
+
+    p: Callable[[], nn.Module]
+    batch: int
+    steps: int
+    rate: float
+
+
 def image_experiment(
     name: str,
     shape: tuple[int, int, int],
     images: Callable[[torch.device], Images],
     T: int,
     beta_1: float,
-    models: dict[str, tuple[Callable[[], nn.Module], int, int, float]],
+    models: dict[str, Sketch],
     paper: dict[str, float],
 ) -> Experiment:
-    """A row of Table 1 that shows pictures; `models` maps a setting to its p, batch, steps and learning rate."""
+    """A row of Table 1 that shows pictures: all settings share its schedule."""
 
     def diffusion(p: Callable[[], nn.Module]) -> Diffusion:
         return Diffusion(Fixed(image_schedule(T, beta_1)), Gaussian, p())
@@ -129,8 +139,8 @@ def image_experiment(
         T=T,
         paper=paper,
         settings={
-            setting: Setting(partial(diffusion, p), batch, steps, rate)
-            for setting, (p, batch, steps, rate) in models.items()
+            setting: Setting(partial(diffusion, one.p), one.batch, one.steps, one.rate)
+            for setting, one in models.items()
         },
         images=images,
     )
@@ -143,9 +153,9 @@ def paper_step(
     return GaussianStep(ImageNetwork(T, channels, pathways, width, layers, J=10))
 
 
-def our_step(channels: int, width: int, blocks: int) -> Denoise:
-    """A denoiser in the place of f_μ and f_Σ."""
-    return Denoise(ImageDenoiser(channels, width, blocks, scales=3))
+def our_step(channels: int) -> Denoise:
+    """A denoiser in the place of f_μ and f_Σ, small enough for two cores."""
+    return Denoise(ImageDenoiser(channels, width=32, blocks=3, scales=3))
 
 
 EXPERIMENTS = {
@@ -188,15 +198,63 @@ EXPERIMENTS = {
             T=1000,
             beta_1=1e-5,
             models={
-                "paper": (
+                "paper": Sketch(
                     lambda: paper_step(1000, 1, [Dense(1, 8, 256, 2, 2), Convolutions(1, 20, 3, 3, 3)], 32, 2),
-                    128,
-                    2_000,
-                    3e-3,
+                    batch=128,
+                    steps=2_000,
+                    rate=3e-3,
                 ),
-                "ours": (lambda: our_step(1, width=32, blocks=3), 128, 4_000, 4e-3),
+                "ours": Sketch(lambda: our_step(1), batch=128, steps=4_000, rate=4e-3),
             },
             paper={},
+        ),
+        image_experiment(
+            "mnist",
+            (1, 28, 28),
+            datasets.mnist,
+            T=1000,
+            beta_1=1e-7,
+            models={
+                "paper": Sketch(
+                    lambda: paper_step(1000, 1, [Dense(1, 28, 500, 4, 2)], 20, 2), batch=512, steps=50_000, rate=1e-3
+                ),
+                "cpu": Sketch(lambda: our_step(1), batch=64, steps=3_500, rate=3e-3),
+            },
+            paper={"parzen_bits": 317},
+        ),
+        image_experiment(
+            "bark",
+            (1, 64, 64),
+            datasets.bark,
+            T=500,
+            beta_1=1e-6,
+            models={
+                "paper": Sketch(
+                    lambda: paper_step(500, 1, [Convolutions(1, 100, 6, 3, 4)], 100, 4),
+                    batch=64,
+                    steps=50_000,
+                    rate=1e-3,
+                ),
+                "cpu": Sketch(lambda: our_step(1), batch=12, steps=3_500, rate=3e-3),
+            },
+            paper={"K": -0.55, "K_minus_L_null": 1.5},
+        ),
+        image_experiment(
+            "cifar10",
+            (3, 32, 32),
+            datasets.cifar10,
+            T=1000,
+            beta_1=1e-6,
+            models={
+                "paper": Sketch(
+                    lambda: paper_step(1000, 3, [Dense(3, 32, 1000, 6, 5), Convolutions(3, 100, 6, 3, 3)], 100, 4),
+                    batch=200,
+                    steps=100_000,
+                    rate=1e-3,
+                ),
+                "cpu": Sketch(lambda: our_step(3), batch=48, steps=3_500, rate=3e-3),
+            },
+            paper={"K": 5.4, "K_minus_L_null": 11.5},
         ),
     )
 }

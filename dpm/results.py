@@ -72,7 +72,8 @@ def report(experiment: Experiment, model: Diffusion, seed: int = 0) -> dict:
 def as_pictures(images: Images, K: float) -> dict:
     """What belongs to a likelihood of pictures: bits a dimension, the scale that leads there, the data's own label."""
     row = {"bits_per_dimension": bits_per_dimension(K, images.train.shape[1], images.scale)}
-    return row | {"scale_levels": images.scale}
+    row |= {"shift_levels": images.shift, "scale_levels": images.scale}
+    return row | ({"label": images.label} if images.label else {})
 
 
 def against_optimum(p: Optimum, q: Chain, x0: Tensor, first: Tensor, K: float, generator: Generator, seed: int) -> dict:
