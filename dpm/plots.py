@@ -166,6 +166,22 @@ def curves(x: Sequence[float] | Tensor, lines: dict[str, Tensor], xlabel: str, y
     return figure
 
 
+def lost(rows: dict[str, dict[str, float]], xlabel: str) -> Figure:
+    """What K lacks of the truth, a bar a model: the parts that the edge step, kernel and schedule, and training lose."""
+    figure = Picture(figsize=(6.4, 1.2 + 0.5 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    left = np.zeros(len(rows))
+    for part, colour in zip(("edge", "kernel_and_schedule", "training"), PALETTE, strict=False):
+        width = np.array([row[part] for row in rows.values()])
+        axes.barh(list(rows), width, left=left, color=colour, label=part.replace("_", " "))
+        left += width
+    axes.set(xlabel=xlabel)
+    axes.invert_yaxis()
+    axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
+    seaborn.despine(figure)
+    return figure
+
+
 def rates(levels: Sequence[Tensor], costs: Sequence[Tensor], titles: Sequence[str]) -> list[Figure]:
     """One picture a schedule: its noise variance at t = 1…T, on a scale of odds, and what steps 2…T cost, in bits."""
     figures: list[Figure] = []
