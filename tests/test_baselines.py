@@ -248,6 +248,15 @@ def test_a_step_raises_the_likelihood_of_mcgsm_and_seeds_repeat():
     assert torch.equal(first, same) and not torch.equal(first, other)
 
 
+def test_the_rate_of_fitting_falls_linearly():
+    """An Adam step moves no parameter by more than its rate, and some by all of it: 0.01, then half of it."""
+    windows = normal(1000, 5) * normal(1000, 1, seed=1)
+    two = [fit_mcgsm(some_mcgsm(windows), windows, Generator().manual_seed(0), steps=s, batch=1000) for s in (1, 2)]
+    start, one, both = (torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (some_mcgsm(windows), *two))
+    assert float((one - start).abs().max()) == pytest.approx(0.01, rel=0.01)
+    assert float((both - one).abs().max()) == pytest.approx(0.005, rel=0.01)
+
+
 def test_log_pixels_are_means_over_each_image():
     images = gaussian_field(3, 12, 0.5)
     windows = causal_windows(images)
@@ -260,6 +269,8 @@ def test_mcgsm_draws_from_the_density_it_states():
     """Many draws given one window: the probability integral transform of each, by quadrature, is uniform."""
     windows = normal(500, 4) @ normal(4, 4, seed=1) + 2
     model = some_mcgsm(windows, components=3, scales=2, features=5)
+    with torch.no_grad():
+        model.a.mul_(200)  # components that differ
     x = model.draw(windows[:1].expand(20_000, -1), Generator().manual_seed(0)).detach().numpy()
     place = torch.linspace(-60, 60, 20_001, dtype=torch.float64)
     density = model(torch.cat([windows[:1, :-1].expand(len(place), -1), place[:, None]], dim=1)).detach().exp()
