@@ -78,7 +78,7 @@ class MCGSM(nn.Module):
         self.a = nn.Parameter(draw(components, inputs) / 100)
         self.b = nn.Parameter(draw(features, inputs) / math.sqrt(inputs))
         self.beta = nn.Parameter(draw(components, features) / math.sqrt(features))
-        self.alpha = nn.Parameter(draw(components, scales))
+        self.alpha = nn.Parameter(1 + 2 * draw(components, scales))  # narrower starts end in poorer optima
         self.eta = nn.Parameter(draw(components, scales) / 10)
 
     def whitened(self, windows: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,7 +112,7 @@ class MCGSM(nn.Module):
 
 def fit_mcgsm(model: MCGSM, windows: Tensor, generator: Generator, steps: int = 3000, batch: int = 2000) -> MCGSM:
     """The model after Adam steps up the likelihood of windows [n, D+1], at a rate that falls linearly to zero."""
-    adam = torch.optim.Adam(model.parameters(), lr=0.01)
+    adam = torch.optim.Adam(model.parameters(), lr=0.03)
     rate = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, steps)
     for _ in range(steps):
         index = torch.randint(len(windows), (batch,), generator=generator)

@@ -249,12 +249,12 @@ def test_a_step_raises_the_likelihood_of_mcgsm_and_seeds_repeat():
 
 
 def test_the_rate_of_fitting_falls_linearly():
-    """An Adam step moves no parameter by more than its rate, and some by all of it: 0.01, then half of it."""
+    """An Adam step moves no parameter by more than its rate, and some by all of it: 0.03, then half of it."""
     windows = normal(1000, 5) * normal(1000, 1, seed=1)
     two = [fit_mcgsm(some_mcgsm(windows), windows, Generator().manual_seed(0), steps=s, batch=1000) for s in (1, 2)]
     start, one, both = (torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (some_mcgsm(windows), *two))
-    assert float((one - start).abs().max()) == pytest.approx(0.01, rel=0.01)
-    assert float((both - one).abs().max()) == pytest.approx(0.005, rel=0.01)
+    assert float((one - start).abs().max()) == pytest.approx(0.03, rel=0.01)
+    assert float((both - one).abs().max()) == pytest.approx(0.015, rel=0.01)
 
 
 def test_log_pixels_are_means_over_each_image():
