@@ -31,7 +31,7 @@ from dpm.files import UserError, read_tensors, refuse_unwritable, write, write_j
 from dpm.forward import Binomial, Chain, Gaussian
 from dpm.optimum import Optimum, best_K, best_schedule, exact_K
 from dpm.posterior import Noisy
-from dpm.results import provenance, report
+from dpm.results import command_line, provenance, report
 from dpm.reverse import Denoise, Diffusion, sample
 from dpm.schedules import erase_evenly, geometric
 from dpm.train import Draw, Run, choose_device, join, place, refuse_uneven, train
@@ -107,7 +107,7 @@ def train_experiment(args: argparse.Namespace) -> None:
     model = load(args.name, args.setting, weights, device)  # what is reported is what the file holds
     result = report(experiment, model) | {
         "setting": args.setting,
-        "provenance": provenance(sys.argv[1:], args.seed, device),
+        "provenance": provenance(args.seed, device),
     }
     result["provenance"] |= {"steps": steps - begin, "training_seconds": round(seconds, 1)}
     write_json(folder / "results.json", result)
@@ -135,7 +135,7 @@ def evaluate_experiment(args: argparse.Namespace) -> None:
     device = choose_device(args.device)
     model = load(args.name, args.setting, args.checkpoint, device)
     result = report(experiment, model, args.seed) | {"setting": args.setting}
-    show(result | {"provenance": provenance(sys.argv[1:], args.seed, device)}, args.json)
+    show(result | {"provenance": provenance(args.seed, device)}, args.json)
 
 
 def optimum(args: argparse.Namespace) -> None:
@@ -157,7 +157,7 @@ def optimum(args: argparse.Namespace) -> None:
             "K_optimum_stderr_bits": sampled[1],
             "minus_entropy_bits": float(in_bits(p.log_probability(x0)).mean()),
             "unit": experiment.unit,
-            "provenance": provenance(sys.argv[1:], args.seed, torch.device("cpu")),
+            "provenance": provenance(args.seed, torch.device("cpu")),
         },
         args.json,
     )
@@ -216,7 +216,7 @@ def schedule(args: argparse.Namespace) -> None:
     result = {"experiment": args.name, "T": T, "unit": experiment.unit}
     result |= {"K_optimum_bits": K_best, "K_optimum_stderr_bits": error}
     result |= {"over_best_geometric_bits": gain, "over_best_geometric_stderr_bits": gain_error}
-    result |= {"provenance": provenance(sys.argv[1:], args.seed, torch.device("cpu"))}
+    result |= {"provenance": provenance(args.seed, torch.device("cpu"))}
     if args.out:
         write_json(args.out, result | {"beta": beta.tolist()})
     show(result, args.json)
@@ -227,13 +227,20 @@ def sample_experiment(args: argparse.Namespace) -> None:
     experiment, model, q, generator = sampler(args)
     like = torch.zeros(args.n, *experiment.shape, dtype=precision(experiment), device=q.beta.device)
     x = sample(model.p, q, like, generator).cpu()
-    if args.out:
-        write(args.out, plots.png(plots.SAMPLES.get(args.name, plots.image_grid)(x)))
+    keep(args, plots.SAMPLES.get(args.name, plots.image_grid), {"x": x})
     result = {"experiment": args.name, "setting": args.setting, "n": args.n, "T": q.T}
     if experiment.optimum:
         log_q = in_bits(experiment.optimum.log_probability(x))
         result |= {"possible_share": float(log_q.isfinite().double().mean())}
-    show(result | {"provenance": provenance(sys.argv[1:], args.seed, q.beta.device)}, args.json)
+    show(result | {"provenance": provenance(args.seed, q.beta.device)}, args.json)
+
+
+def keep(args: argparse.Namespace, figure: Callable[..., plots.Figure], arrays: dict[str, torch.Tensor]) -> None:
+    """What was drawn, to --out: as the figure of it, or, where the file is to be a .safetensors, as it is."""
+    if args.out and args.out.suffix == ".safetensors":
+        write_tensors(args.out, {name: x.half() for name, x in arrays.items()}, {"command": command_line()})
+    elif args.out:
+        write(args.out, plots.png(figure(*(x.cpu() for x in arrays.values()))))
 
 
 def precision(experiment: Experiment) -> torch.dtype:
@@ -295,11 +302,10 @@ def restore(args: argparse.Namespace, look: Callable[..., tuple[Noisy, torch.Ten
     x0 = experiment.held_out(generator)[: args.n].float()
     r, seen = look(x0, generator)
     x, _ = posterior.sample(model.p, q, r, x0, generator, CHOICES[args.r])
-    if args.out:
-        write(args.out, plots.png(plots.restoration(x0.cpu(), seen.cpu(), x.cpu())))
+    keep(args, plots.restoration, {"x0": x0, "seen": seen, "restored": x})
     result = {"experiment": args.name, "setting": args.setting, "n": len(x0), "r": args.r, "T": q.T}
     result |= {"error_seen": float((seen - x0).square().mean()), "error_restored": float((x - x0).square().mean())}
-    show(result | {"provenance": provenance(sys.argv[1:], args.seed, q.beta.device)}, args.json)
+    show(result | {"provenance": provenance(args.seed, q.beta.device)}, args.json)
 
 
 CHOICES = {"constant": posterior.constant, "fading": posterior.fading, "carried": posterior.carried}
@@ -338,7 +344,7 @@ def parser() -> Parser:
             one.add_argument("--checkpoint", type=Path, help="weights to use in place of the shipped ones")
         if name in ("sample", "denoise", "inpaint"):
             one.add_argument("-n", type=int, default=16, help="how many")
-            one.add_argument("--out", type=Path, help="a PNG of them")
+            one.add_argument("--out", type=Path, help="a PNG of them, or a .safetensors file")
         if name in ("optimum", "schedule", "sample", "denoise", "inpaint"):
             one.add_argument("--T", type=int, help="number of steps")
         if name in ("denoise", "inpaint"):

@@ -251,7 +251,7 @@ def dead_leaves(
     empty. `noise` is the standard deviation, in levels, of normal noise added before rounding to 0…255. Lengths are in
     pixels.
     """
-    grey = torch.empty(n * size**2, device=generator.device)
+    grey = torch.empty(n * size**2, dtype=torch.float32, device=generator.device)
     empty = torch.arange(n * size**2, device=generator.device)
     while len(empty):
         r, cy, cx = falling_disks((n, 8), size, smallest, largest, generator).float()
@@ -261,5 +261,19 @@ def dead_leaves(
         seen = under.any(1)
         grey[empty[seen]] = leaves[image[seen], under[seen].byte().argmax(1)]  # the first of those above a pixel
         empty = empty[~seen]
-    grey += noise * torch.randn(grey.shape, generator=generator, device=generator.device)
+    grey += noise * torch.randn(grey.shape, generator=generator, dtype=grey.dtype, device=generator.device)
     return grey.round().clamp(0, 255).to(torch.uint8).view(n, 1, size, size)
+
+
+@cache
+def leaves(device: torch.device = CPU) -> Images:
+    """The dead leaves of this book: 64×64, disks of radius 1 to 128 pixels, noise of 3.6 levels; frozen.
+
+    The set of 2012 behind Table 2 is not to be had. Noise and radii are chosen so that an MCGSM scores on these leaves
+    what it scored on those, 1.244 bits a pixel; so only differences between models mean anything.
+    """
+    train, test = (
+        dead_leaves(1500, 64, Generator(device).manual_seed(seed), smallest=1, largest=128, noise=3.6)
+        for seed in (0, 1)
+    )
+    return scaled(train, test)

@@ -240,6 +240,23 @@ EXPERIMENTS = {
             paper={"K": -0.55, "K_minus_L_null": 1.5},
         ),
         image_experiment(
+            "dead_leaves",
+            (1, 64, 64),
+            datasets.leaves,
+            T=1000,
+            beta_1=1e-6,
+            models={
+                "paper": Sketch(
+                    lambda: paper_step(1000, 1, [Convolutions(1, 100, 6, 3, 4)], 100, 4),
+                    batch=64,
+                    steps=50_000,
+                    rate=1e-3,
+                ),
+                "cpu": Sketch(lambda: our_step(1), batch=12, steps=3_500, rate=3e-3),
+            },
+            paper={"K": 1.489, "K_minus_L_null": 3.536},
+        ),
+        image_experiment(
             "cifar10",
             (3, 32, 32),
             datasets.cifar10,

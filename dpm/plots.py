@@ -167,7 +167,7 @@ def curves(x: Sequence[float] | Tensor, lines: dict[str, Tensor], xlabel: str, y
 
 
 def lost(rows: dict[str, dict[str, float]], xlabel: str) -> Figure:
-    """What K lacks of the truth, a bar a model: the parts that the edge step, kernel and schedule, and training lose."""
+    """What K lacks of the truth, a bar a model: lost by the edge step, by kernel and schedule, in training."""
     figure = Picture(figsize=(6.4, 1.2 + 0.5 * len(rows)), layout="constrained")
     axes = figure.subplots()
     left = np.zeros(len(rows))

@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+import sys
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -109,10 +110,15 @@ def lost_at_the_edge(p: Optimum, q: Chain, x0: Tensor, generator: Generator) -> 
     return about_x0 + per_sample(law.entropy()) + log_null(q, x1) - log_null(q, x0)
 
 
-def provenance(command: list[str], seed: int, device: torch.device) -> dict:
+def command_line() -> str:
+    """The command that this process was given."""
+    return " ".join(["dpm", *sys.argv[1:]])
+
+
+def provenance(seed: int, device: torch.device) -> dict:
     """What made a result: command, seed, device, versions, git revision, date."""
     return {
-        "command": " ".join(["dpm", *command]),
+        "command": command_line(),
         "seed": seed,
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"

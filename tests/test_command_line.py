@@ -58,6 +58,15 @@ def test_sample_draws_pictures(dpm, digits, tmp_path):
     assert Image.open(tmp_path / "s.png").size[0] > 100
 
 
+def test_pictures_can_be_kept_as_they_are(dpm, digits, tmp_path):
+    """As half-precision arrays, whose header names the command."""
+    path = tmp_path / "r.safetensors"
+    assert dpm("denoise", *digits, "-n", 3, "--out", path)[0] == 0
+    arrays, about = read_tensors(path)
+    assert {name: x.shape for name, x in arrays.items()} == dict.fromkeys(("x0", "seen", "restored"), (3, 1, 8, 8))
+    assert about["command"].startswith("dpm denoise digits --setting ours")
+
+
 @pytest.mark.parametrize("r", ["constant", "fading", "carried"])
 @pytest.mark.parametrize("how", [["denoise", "--variance", "0.01"], ["inpaint", "--hole", "2"]])
 def test_restoring_pictures_brings_them_nearer(dpm, digits, tmp_path, how, r):

@@ -509,3 +509,12 @@ def test_noise_on_dead_leaves_is_normal_rounded_and_cut_to_8_bits():
     assert float(difference.mean()) == pytest.approx(0, abs=5 * 4 / math.sqrt(n))
     assert float(difference.var()) == pytest.approx(16 + 1 / 12, rel=5 * math.sqrt(2 / n))
     assert bool((noisy[plain == 255] > 200).all()) and bool((noisy[plain == 0] < 55).all())  # cut, not wrapped round
+
+
+def test_dead_leaves_do_not_depend_on_the_default_type():
+    draws = []
+    for default in (torch.float32, torch.float64):
+        torch.set_default_dtype(default)
+        draws.append(dead_leaves(2, 16, Generator().manual_seed(0), 1, 32, noise=2.0))
+    torch.set_default_dtype(torch.float32)
+    assert torch.equal(*draws)

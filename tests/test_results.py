@@ -2,6 +2,7 @@
 
 import math
 import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -107,8 +108,9 @@ def test_report_on_more_samples_than_it_compares(tiny, monkeypatch):
     )
 
 
-def test_provenance_says_what_made_a_result():
-    about = provenance(["train", "heartbeat"], 3, torch.device("cpu"))
+def test_provenance_says_what_made_a_result(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["dpm", "train", "heartbeat"])
+    about = provenance(3, torch.device("cpu"))
     assert about.keys() == {"command", "seed", "device", "versions", "revision", "date"}
     assert about["command"] == "dpm train heartbeat" and about["seed"] == 3 and about["device"].startswith("cpu")
     assert about["versions"]["torch"] == torch.__version__
