@@ -1,4 +1,5 @@
-"""The command line: dpm list | train | evaluate | optimum | schedule | sample | denoise | inpaint."""
+"""The command line: dpm list | train | evaluate | optimum | schedule | sample | baselines |
+denoise | inpaint."""
 
 import argparse
 import json
@@ -15,9 +16,8 @@ import torch
 from torch import Generator
 from tqdm import tqdm
 
-from dpm import plots, posterior
+from dpm import datasets, plots, posterior
 from dpm.bound import in_bits, mean_and_error
-from dpm.datasets import heartbeat, heartbeat_sequences
 from dpm.experiments import (
     BETA_1,
     EXPERIMENTS,
@@ -31,7 +31,7 @@ from dpm.files import UserError, read_tensors, refuse_unwritable, write, write_j
 from dpm.forward import Binomial, Chain, Gaussian
 from dpm.optimum import Optimum, best_K, best_schedule, exact_K
 from dpm.posterior import Noisy
-from dpm.results import command_line, provenance, report
+from dpm.results import command_line, parzen_row, provenance, report, rivals
 from dpm.reverse import Denoise, Diffusion, sample
 from dpm.schedules import erase_evenly, geometric
 from dpm.train import Draw, Run, choose_device, join, place, refuse_uneven, train
@@ -187,11 +187,11 @@ def other_heartbeat(args: argparse.Namespace, T: int) -> tuple[Optimum, Binomial
     length, period = (20 if args.length is None else args.length), (5 if args.period is None else args.period)
     if not (1 <= length <= 10_000 and 2 <= period <= 1_000):
         raise UserError(f"--length {length} --period {period}: give 1 to 10000 bits, and 2 to 1000 between ones")
-    points = heartbeat_sequences(length, period)
+    points = datasets.heartbeat_sequences(length, period)
     return (
         Optimum(points),
         Binomial(erase_evenly(T), float(points.mean())),
-        partial(heartbeat, length=length, period=period),
+        partial(datasets.heartbeat, length=length, period=period),
     )
 
 
@@ -266,6 +266,32 @@ def sampler(args: argparse.Namespace) -> tuple[Experiment, Diffusion, Chain, Gen
     return experiment, model, q, Generator(device).manual_seed(args.seed)
 
 
+def baselines(args: argparse.Namespace) -> None:
+    """`dpm baselines`: what Table 2 holds the model against, on the same pictures.
+
+    Grey pictures get an MCGSM and a Gaussian; MNIST the Parzen estimate, of -n samples and of as many training digits.
+    """
+    if args.name == "mnist":
+        experiment, model, q, generator = sampler(args)
+        images, validation = datasets.mnist(generator.device), datasets.mnist_validation(generator.device)
+        like = torch.zeros(500, *experiment.shape, device=generator.device)
+        batches = tqdm(range(0, args.n, len(like)), unit_scale=len(like), unit="sample")
+        samples = torch.cat([sample(model.p, q, like[: args.n - done], generator) for done in batches])
+        perfect = images.blurred(images.train[torch.randperm(50_000, generator=generator)[: args.n]], generator)
+        result = {"T": q.T, "n": args.n} | parzen_row(images, samples, validation)
+        result |= {f"perfect_{name}": value for name, value in parzen_row(images, perfect, validation).items()}
+    else:
+        experiment, _ = choose(args.name, "paper")
+        device = choose_device(args.device)
+        if experiment.images is None or experiment.shape[0] != 1:
+            raise UserError(f"{args.name} has no grey pictures; bark, dead_leaves and digits have")
+        result = rivals(experiment.images(device), args.seed, device)
+    result = {"experiment": args.name} | result | {"provenance": provenance(args.seed, choose_device(args.device))}
+    if args.save:
+        write_json(args.save, result)
+    show(result, args.json)
+
+
 def denoise(args: argparse.Namespace) -> None:
     """`dpm denoise`: held-out pictures plus normal noise, and a sample of the posterior given those; Figure 3."""
     if not args.variance > 0:
@@ -337,15 +363,15 @@ def parser() -> Parser:
         if name != "list":
             one.add_argument("name", help="an experiment, see `dpm list`")
             one.add_argument("--seed", type=seed, default=0)
-        if name in ("train", "evaluate", "sample", "denoise", "inpaint"):
+        if name in ("train", "evaluate", "sample", "baselines", "denoise", "inpaint"):
             one.add_argument("--setting", default="paper", help="paper (as published, the default), ours, cpu")
             one.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-        if name in ("evaluate", "sample", "denoise", "inpaint"):
+        if name in ("evaluate", "sample", "baselines", "denoise", "inpaint"):
             one.add_argument("--checkpoint", type=Path, help="weights to use in place of the shipped ones")
-        if name in ("sample", "denoise", "inpaint"):
+        if name in ("sample", "baselines", "denoise", "inpaint"):
             one.add_argument("-n", type=int, default=16, help="how many")
             one.add_argument("--out", type=Path, help="a PNG of them, or a .safetensors file")
-        if name in ("optimum", "schedule", "sample", "denoise", "inpaint"):
+        if name in ("optimum", "schedule", "sample", "baselines", "denoise", "inpaint"):
             one.add_argument("--T", type=int, help="number of steps")
         if name in ("denoise", "inpaint"):
             one.add_argument("--r", choices=list(CHOICES), default="constant", help="r(x^t), Section 2.5.4")
@@ -363,6 +389,8 @@ def parser() -> Parser:
     rates = command("schedule", schedule, "the rates that make K* the highest")
     rates.add_argument("--out", type=Path, help="a JSON file for them")
     command("sample", sample_experiment, "draw from p(x⁰)")
+    table = command("baselines", baselines, "MCGSM and Gaussian, or the Parzen estimate, on the same pictures")
+    table.add_argument("--save", type=Path, help="a JSON file for the result")
     noisy = command("denoise", denoise, "restore held-out pictures from noise")
     noisy.add_argument("--variance", type=float, default=1.0, help="of the noise; 1 is that of the data")
     holes = command("inpaint", inpaint, "restore held-out pictures from a hole in their middle")

@@ -32,12 +32,6 @@ def parzen(samples: Tensor, validation: Tensor, test: Tensor) -> tuple[float, Te
     return float(sigma), log_parzen(test, samples, sigma[None])[0]
 
 
-def patches(images: Tensor, side: int) -> Tensor:
-    """Squares that tile the images from the upper left, the rest dropped: [n, C, H, W] → [m, C, side, side]."""
-    tiles = images.unfold(2, side, side).unfold(3, side, side)
-    return tiles.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
-
-
 def full_gaussian(x: Tensor) -> MultivariateNormal:
     """The Gaussian of full covariance that gives x [n, …] the highest likelihood; over x.flatten(1)."""
     x = x.flatten(1)

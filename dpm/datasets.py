@@ -203,13 +203,13 @@ def bark_photographs(device: torch.device) -> tuple[Tensor, Tensor]:
     return decoded(train, "L").to(device), decoded(test, "L").to(device)
 
 
-def patches(photographs: Tensor, size: int) -> Tensor:
-    """The squares of a grid on the middle of each photograph, in order: [n, 1, H, W] → [m, 1, size, size]."""
-    rows, columns = photographs.shape[2] // size, photographs.shape[3] // size
-    top, left = (photographs.shape[2] - rows * size) // 2, (photographs.shape[3] - columns * size) // 2
-    middle = photographs[:, :, top : top + rows * size, left : left + columns * size]
-    squares = middle.unfold(2, size, size).unfold(3, size, size)  # [n, 1, rows, columns, size, size]
-    return squares.reshape(-1, 1, size, size)
+def patches(images: Tensor, size: int) -> Tensor:
+    """The squares of a grid on the middle of each image, in order: [n, C, H, W] → [m, C, size, size]."""
+    rows, columns = images.shape[2] // size, images.shape[3] // size
+    top, left = (images.shape[2] - rows * size) // 2, (images.shape[3] - columns * size) // 2
+    middle = images[:, :, top : top + rows * size, left : left + columns * size]
+    squares = middle.unfold(2, size, size).unfold(3, size, size)  # [n, C, rows, columns, size, size]
+    return squares.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
 
 
 @cache

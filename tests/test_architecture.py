@@ -7,8 +7,8 @@ import pytest
 
 import dpm
 
-ORDER = ["files", "schedules", "forward", "networks", "reverse", "bound", "entropy", "posterior", "optimum"]
-ORDER += ["baselines", "train", "fetch", "datasets", "experiments", "results", "plots", "__main__"]
+ORDER = ["files", "schedules", "forward", "networks", "reverse", "bound", "entropy", "posterior", "optimum", "train"]
+ORDER += ["fetch", "datasets", "baselines", "experiments", "results", "plots", "__main__"]
 PACKAGE = Path(dpm.__file__).parent
 DRAWING = {"matplotlib", "seaborn"}
 UNPICKLING = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}

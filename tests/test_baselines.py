@@ -19,7 +19,6 @@ from dpm.baselines import (
     log_pixels,
     paint,
     parzen,
-    patches,
 )
 from dpm.bound import in_bits, mean_and_error
 
@@ -94,14 +93,6 @@ def test_the_published_widths():
 
 
 # Patches and their Gaussian
-
-
-def test_patches_tile_an_image():
-    images = torch.arange(2 * 3 * 5 * 7).view(2, 3, 5, 7)
-    found = patches(images, 2)
-    assert found.shape == (2 * 2 * 3, 3, 2, 2)
-    expected = [images[n, :, i : i + 2, j : j + 2] for n in (0, 1) for i in (0, 2) for j in (0, 2, 4)]
-    assert torch.equal(found, torch.stack(expected))
 
 
 def test_full_gaussian_has_the_density_written_out():

@@ -518,3 +518,9 @@ def test_dead_leaves_do_not_depend_on_the_default_type():
         draws.append(dead_leaves(2, 16, Generator().manual_seed(0), 1, 32, noise=2.0))
     torch.set_default_dtype(torch.float32)
     assert torch.equal(*draws)
+
+
+def test_patches_of_colour_images_tile_them():
+    images = torch.arange(2 * 3 * 5 * 7).view(2, 3, 5, 7)
+    expected = [images[n, :, i : i + 2, j : j + 2] for n in (0, 1) for i in (0, 2) for j in (0, 2, 4)]
+    assert torch.equal(patches(images, 2), torch.stack(expected))
