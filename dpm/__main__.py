@@ -325,7 +325,7 @@ def restore(args: argparse.Namespace, look: Callable[..., tuple[Noisy, torch.Ten
     experiment, model, q, generator = sampler(args)
     if experiment.images is None:
         raise UserError(f"{args.name} has no pictures to restore; try digits")
-    x0 = experiment.held_out(generator)[: args.n].float()
+    x0 = (experiment.whole or experiment.held_out)(generator)[: args.n].float()
     r, seen = look(x0, generator)
     x, _ = posterior.sample(model.p, q, r, x0, generator, CHOICES[args.r])
     keep(args, plots.restoration, {"x0": x0, "seen": seen, "restored": x})

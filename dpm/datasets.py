@@ -219,6 +219,12 @@ def bark(device: torch.device) -> Images:
     return scaled(patches(train, 64), patches(test, 64))
 
 
+def bark_squares(generator: Generator, size: int) -> Tensor:
+    """x⁰ of the middle square of each held-out photograph, in order: [81, 1, size, size]."""
+    _, photographs = bark_photographs(generator.device)
+    return bark(generator.device).blurred(patches(photographs, size), generator)
+
+
 def power_law(u: Tensor, power: int, smallest: float, largest: float) -> Tensor:
     """Radii of density ∝ r^(−power) between two cut-offs, by inversion of u uniform on [0, 1)."""
     if power == 1:

@@ -60,6 +60,7 @@ class Experiment:
     settings: dict[str, Setting]
     optimum: Optimum | None = None
     images: Callable[[torch.device], Images] | None = None
+    whole: Callable[[Generator], Tensor] | None = None  # held-out pictures to restore, where K is of patches
 
     @property
     def pixels(self) -> int:
@@ -123,6 +124,7 @@ def image_experiment(
     beta_1: float,
     models: dict[str, Sketch],
     paper: dict[str, float],
+    whole: Callable[[Generator], Tensor] | None = None,
 ) -> Experiment:
     """A row of Table 1 that shows pictures: all settings share its schedule."""
 
@@ -143,6 +145,7 @@ def image_experiment(
             for setting, one in models.items()
         },
         images=images,
+        whole=whole,
     )
 
 
@@ -153,9 +156,9 @@ def paper_step(
     return GaussianStep(ImageNetwork(T, channels, pathways, width, layers, J=10))
 
 
-def our_step(channels: int) -> Denoise:
-    """A denoiser in the place of f_μ and f_Σ, small enough for two cores."""
-    return Denoise(ImageDenoiser(channels, width=32, blocks=3, scales=3))
+def our_step(channels: int, size: int | None = None) -> Denoise:
+    """A denoiser in the place of f_μ and f_Σ, small enough for two cores; with a `size`, for that size only."""
+    return Denoise(ImageDenoiser(channels, width=32, blocks=3, scales=3, size=size))
 
 
 EXPERIMENTS = {
@@ -218,7 +221,7 @@ EXPERIMENTS = {
                 "paper": Sketch(
                     lambda: paper_step(1000, 1, [Dense(1, 28, 500, 4, 2)], 20, 2), batch=512, steps=50_000, rate=1e-3
                 ),
-                "cpu": Sketch(lambda: our_step(1), batch=64, steps=3_500, rate=3e-3),
+                "cpu": Sketch(lambda: our_step(1, 28), batch=64, steps=7_000, rate=2e-3),
             },
             paper={"parzen_bits": 317},
         ),
@@ -238,6 +241,7 @@ EXPERIMENTS = {
                 "cpu": Sketch(lambda: our_step(1), batch=12, steps=3_500, rate=3e-3),
             },
             paper={"K": -0.55, "K_minus_L_null": 1.5},
+            whole=lambda generator: datasets.bark_squares(generator, 300),
         ),
         image_experiment(
             "dead_leaves",

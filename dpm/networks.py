@@ -332,27 +332,49 @@ class LevelBlock(nn.Module):
         return h + self.change(nn.functional.silu(self.sum(h) * (1 + scale) + shift))
 
 
+class LevelDense(nn.Module):
+    """D.2.1's dense pathway, told the noise level: x [B, C, size, size] → [B, outputs, size, size]."""
+
+    def __init__(self, channels: int, size: int, levels: int, width: int, outputs: int):
+        super().__init__()
+        self.outputs, self.size = outputs, size
+        self.mlp = nn.Sequential(
+            nn.Linear(channels * size**2 + levels, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, outputs * size**2),
+        )
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        return self.mlp(torch.cat([x.flatten(1), level], dim=1)).view(-1, self.outputs, self.size, self.size)
+
+
 class ImageDenoiser(nn.Module):
     """Ours: (q, x^t, t) → mean and variance of x⁰ given x^t, each [B, C, H, W], from x^t and its signal level.
 
     Starts, like `GaussianDenoiser`, at the exact answer for x⁰ ~ N(0, I). It hears the log of the signal-to-noise
-    ratio, through bumps, and not t, so that a trained one serves any schedule.
+    ratio, through bumps, and not t, so that a trained one serves any schedule. With a `size`, a dense pathway lets
+    every pixel see all of the picture; without, it takes pictures of any size.
     """
 
+    LEVELS = 16
     centres: Tensor
 
-    def __init__(self, channels: int, width: int, blocks: int, scales: int):
+    def __init__(self, channels: int, width: int, blocks: int, scales: int, size: int | None = None):
         super().__init__()
-        self.register_buffer("centres", torch.linspace(-8, 16, 16), persistent=False)
-        self.inward = nn.Conv2d(channels, width, 3, padding=1)
-        self.blocks = nn.ModuleList(LevelBlock(width, len(self.centres), scales) for _ in range(blocks))
+        self.register_buffer("centres", torch.linspace(-8, 16, self.LEVELS), persistent=False)
+        self.dense = LevelDense(channels, size, self.LEVELS, width=512, outputs=4) if size else None
+        self.inward = nn.Conv2d(channels + (self.dense.outputs if self.dense else 0), width, 3, padding=1)
+        self.blocks = nn.ModuleList(LevelBlock(width, self.LEVELS, scales) for _ in range(blocks))
         self.outward = zeroed(nn.Conv2d(width, 2 * channels, 1))
 
     def forward(self, q: Gaussian, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         signal, noise = at_time(q.alpha_bar, t, xt), at_time(q.noise_level, t, xt)
         level = (signal / noise).log().float().flatten().clamp(min=-99)  # −∞ where β_T = 1; any far level is one bump
         heard = bumps(level, self.centres, self.centres[1] - self.centres[0])
-        h = self.inward(xt.float())
+        x = xt.float()
+        h = self.inward(torch.cat([x, self.dense(x, heard)], dim=1) if self.dense else x)
         for block in self.blocks:
             h = block(h, heard)
         shift, spread = self.outward(nn.functional.silu(h)).to(xt.dtype).chunk(2, dim=1)

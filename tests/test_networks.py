@@ -668,3 +668,17 @@ def test_every_parameter_of_the_image_networks_learns():
     for network, answer in ((both, both(x, t)), (ours, torch.cat(ours(q, x, t)))):
         answer.square().sum().backward()
         assert all(bool(parameter.grad.any()) for parameter in network.parameters())
+
+
+def test_dense_pathway_lets_every_pixel_see_all_of_the_picture():
+    """The slope of one corner's answer in the opposite corner: none without a `size`, some with one."""
+    q, t = Gaussian(geometric(10, 1e-3, 0.9)), torch.tensor([5])
+    for size, sees in ((None, False), (24, True)):
+        network = ImageDenoiser(1, width=4, blocks=1, scales=1, size=size)
+        torch.manual_seed(0)
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        x = torch.zeros(1, 1, 24, 24, requires_grad=True)
+        mean, _ = network(q, x, t)
+        (slope,) = torch.autograd.grad(mean[0, 0, 0, 0], x)
+        assert bool(slope[0, 0, -1, -1] != 0) == sees
