@@ -140,12 +140,18 @@ def image_grid(x: Tensor) -> Figure:
 
 
 def restoration(x0: Tensor, seen: Tensor, restored: Tensor) -> Figure:
-    """Figures 3 and 5: held-out pictures, what was seen of them, samples given that; [n, C, H, W] each, a row a set."""
-    figure, axes = panels(3, len(x0), size=max(1.0, 8 / len(x0)))
+    """Figures 3 and 5: held-out pictures, what was seen of them, samples given that; [n, C, H, W] each.
+
+    A row for each of the three, or a column where there are too few pictures for a row.
+    """
+    few = len(x0) < 3
+    shape = (len(x0), 3) if few else (3, len(x0))
+    figure, axes = panels(*shape, size=max(1.0, 8 / shape[1]))
     low, high = np.quantile(x0.numpy(), (0.01, 0.99))
-    for row, images, name in zip(axes, (x0, seen, restored), ("held out", "seen", "restored"), strict=True):
-        row[0].set_title(name, loc="left", fontsize="medium")
-        for axis, image in zip(row, images, strict=True):
+    sets = zip(axes.T if few else axes, (x0, seen, restored), ("held out", "seen", "restored"), strict=True)
+    for places, images, name in sets:
+        places[0].set_title(name, loc="left", fontsize="medium")
+        for axis, image in zip(places, images, strict=True):
             draw_image(axis, image, low, high)
     return figure
 
