@@ -188,6 +188,22 @@ def lost(rows: dict[str, dict[str, float]], xlabel: str) -> Figure:
     return figure
 
 
+def pairs(rows: dict[str, tuple[float, float]], names: tuple[str, str], xlabel: str) -> Figure:
+    """Tables 1 and 2 as bars: two values a row, each written at its end."""
+    figure = Picture(figsize=(6.4, 1 + 0.7 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for k, (name, colour) in enumerate(zip(names, PALETTE, strict=False)):
+        places = np.arange(len(rows)) + 0.4 * k - 0.2
+        bars = axes.barh(places, [row[k] for row in rows.values()], height=0.38, color=colour, label=name)
+        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize="small")
+    axes.set(xlabel=xlabel, yticks=range(len(rows)), yticklabels=list(rows))
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.legend()
+    seaborn.despine(figure)
+    return figure
+
+
 def rates(levels: Sequence[Tensor], costs: Sequence[Tensor], titles: Sequence[str]) -> list[Figure]:
     """One picture a schedule: its noise variance at t = 1…T, on a scale of odds, and what steps 2…T cost, in bits."""
     figures: list[Figure] = []

@@ -101,6 +101,17 @@ def test_every_experiment_ships_a_setting():
     assert {("swiss_roll", "paper"), ("heartbeat", "paper")} <= {tuple(pair) for pair in SHIPPED}
 
 
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [("mnist", "MNIST"), ("dead_leaves", "dead leaves"), ("bark", "bark"), ("cifar10", "CIFAR"), ("digits", "8×8")],
+)
+def test_readme_table_of_pictures_is_the_record(name, label):
+    (row,) = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| {label}")]
+    record = recorded(name, "ours" if name == "digits" else "cpu")
+    wanted = [record[key] for key in ("K_bits", "K_minus_L_null_bits", "bits_per_dimension")]
+    assert row.split("|")[3:-1] == [f" {value:.2f} ".replace("-", "−") for value in wanted]
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "data" / "samples").glob("*")), ids=lambda path: path.stem)
 def test_kept_samples_name_the_command_that_made_them(path):
     arrays, about = read_tensors(path)

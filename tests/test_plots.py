@@ -127,3 +127,9 @@ def test_rates_draw_levels_and_costs():
     assert np.allclose(left.lines[0].get_ydata(), level) and left.get_yscale() == "logit"
     assert np.allclose([bar.get_height() for bar in right.patches], cost)
     assert [round(bar.get_x() + bar.get_width() / 2) for bar in right.patches] == [2, 3]
+
+
+def test_pairs_of_bars_are_as_long_as_their_values():
+    figure = plots.pairs({"one": (1.0, 2.0), "two": (3.0, 4.0)}, ("paper", "ours"), "bits")
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [1, 3, 2, 4]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["one", "two"]
