@@ -185,8 +185,8 @@ def other_heartbeat(args: argparse.Namespace, T: int) -> tuple[Optimum, Binomial
     if args.name != "heartbeat":
         raise UserError(f"--length and --period shape the heartbeat, not {args.name}")
     length, period = (20 if args.length is None else args.length), (5 if args.period is None else args.period)
-    if not (1 <= length <= 10_000 and 2 <= period <= 1_000):
-        raise UserError(f"--length {length} --period {period}: give 1 to 10000 bits, and 2 to 1000 between ones")
+    if not (1 <= length <= 1_000 and 2 <= period <= 1_000):
+        raise UserError(f"--length {length} --period {period}: give 1 to 1000 bits, and 2 to 1000 between ones")
     points = datasets.heartbeat_sequences(length, period)
     return (
         Optimum(points),
@@ -369,7 +369,7 @@ def parser() -> Parser:
         if name in ("evaluate", "sample", "baselines", "denoise", "inpaint"):
             one.add_argument("--checkpoint", type=Path, help="weights to use in place of the shipped ones")
         if name in ("sample", "baselines", "denoise", "inpaint"):
-            one.add_argument("-n", type=int, default=16, help="how many")
+            one.add_argument("-n", type=int, default=10_000 if name == "baselines" else 16, help="how many")
             one.add_argument("--out", type=Path, help="a PNG of them, or a .safetensors file")
         if name in ("optimum", "schedule", "sample", "baselines", "denoise", "inpaint"):
             one.add_argument("--T", type=int, help="number of steps")

@@ -18,7 +18,7 @@ from dpm.entropy import lower
 from dpm.forward import Binomial, Chain, Gaussian, Law, Normal, at_time, everywhere
 from dpm.schedules import from_alpha_bar, shortest_paths
 
-STATES = 2_000_000  # the most states times points that `exact_K` visits at every t
+STATES = 2_000_000  # the most states times points that `exact_K` visits at every t, or compares beforehand
 
 
 class Optimum:
@@ -128,6 +128,8 @@ def exact_K(p: Optimum, q: Binomial) -> Tensor | None:
     the data would let change places need be counted in one order only.
     """
     groups, sizes = p.points.T.unique(dim=0, return_counts=True)  # [G, M]: a bit of each group, in every point
+    if len(groups) * groups.numel() > STATES:
+        return None
     classes = interchangeable(groups, sizes, p.weights)
     if math.prod(math.comb(len(one) + int(sizes[one[0]]), len(one)) for one in classes) * len(p.points) > STATES:
         return None

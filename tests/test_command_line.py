@@ -67,6 +67,13 @@ def test_pictures_can_be_kept_as_they_are(dpm, digits, tmp_path):
     assert about["command"].startswith("dpm denoise digits --setting ours")
 
 
+def test_baselines_are_saved(dpm, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "rivals", lambda images, seed, device: {"mcgsm_bits": float(len(images.test) + seed)})
+    status, out, _ = dpm("baselines", "digits", "--seed", 3, "--save", tmp_path / "b.json", "--json")
+    assert status == 0 and json.loads(out) == json.loads((tmp_path / "b.json").read_text())
+    assert json.loads(out)["mcgsm_bits"] == 700 and json.loads(out)["experiment"] == "digits"
+
+
 @pytest.mark.parametrize("r", ["constant", "fading", "carried"])
 @pytest.mark.parametrize("how", [["denoise", "--variance", "0.01"], ["inpaint", "--hole", "2"]])
 def test_restoring_pictures_brings_them_nearer(dpm, digits, tmp_path, how, r):
@@ -314,6 +321,7 @@ MISTAKES = {
     "no optimum": (lambda tmp: ["optimum", "digits"], "known for swiss_roll, heartbeat"),
     "no weights": (lambda tmp: ["evaluate", "digits", "--checkpoint", tmp / "none"], "no checkpoint"),
     "no noise": (lambda tmp: ["denoise", "digits", "--variance", "-1"], "above 0"),
+    "no grey pictures": (lambda tmp: ["baselines", "cifar10"], "no grey pictures"),
     "no pictures": (lambda tmp: ["denoise", "swiss_roll", "--setting", "ours"], "no pictures"),
     "steps of its own": (lambda tmp: ["sample", "heartbeat", "--T", 9], "leave out --T"),
     "rates of bits": (lambda tmp: ["schedule", "heartbeat"], "made of bits"),

@@ -294,6 +294,7 @@ def test_counts_stand_for_every_state_once(classes, sizes):
 def test_too_many_states_are_not_counted():
     points = heartbeat_sequences(200, 10)
     assert exact_K(Optimum(points), Binomial(erase_evenly(3), 0.1)) is None
+    assert exact_K(Optimum(heartbeat_sequences(400, 300)), Binomial(erase_evenly(3), 0.1)) is None
 
 
 @pytest.mark.parametrize("T", [2, 10, 2000])

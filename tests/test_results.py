@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -16,7 +17,7 @@ from dpm.entropy import log_density
 from dpm.experiments import EXPERIMENTS, build, heartbeat_chain
 from dpm.networks import BinomialDenoiser
 from dpm.optimum import exact_K
-from dpm.results import held_out, lost_at_the_edge, provenance, report, revision
+from dpm.results import held_out, lost_at_the_edge, parzen_row, provenance, report, revision, rivals
 from dpm.reverse import Denoise, Diffusion
 from dpm.schedules import Fixed, erase_evenly
 
@@ -168,3 +169,40 @@ def test_report_on_pictures_in_pieces_is_the_same_in_the_mean(small, monkeypatch
     row = report(experiment, model, seed=1)
     assert row["held_out"] == 12 and row["L_null_bits"] == pytest.approx(whole["L_null_bits"], abs=1e-12)
     assert row["K_bits"] == pytest.approx(whole["K_bits"], abs=5 * whole["K_stderr_bits"])
+
+
+def test_rivals_are_measured_on_all_that_is_held_out(monkeypatch):
+    """The Gaussian of 8×8 patches against scipy's, on pictures of four patches each; the MCGSM as it starts."""
+    monkeypatch.setattr(results, "fit_mcgsm", lambda model, windows, generator: model)
+    train, test = (
+        torch.randint(0, 256, (n, 1, 16, 16), generator=Generator().manual_seed(n), dtype=torch.uint8) for n in (50, 6)
+    )
+    images = datasets.scaled(train, test)
+    row = rivals(images, 3, torch.device("cpu"))
+    generator = Generator().manual_seed(3)
+    x, y = images.draw(400, generator), images.held_out(generator)
+    x, y = (datasets.patches(z, 8).flatten(1).numpy() for z in (x, y))
+    law = stats.multivariate_normal(x.mean(0), np.cov(x.T, bias=True))
+    by_picture = law.logpdf(y).reshape(6, 4).mean(1) / 64 / math.log(2)
+    assert row["gaussian_bits"] == pytest.approx(by_picture.mean(), abs=1e-9)
+    assert row["gaussian_stderr_bits"] == pytest.approx(stats.sem(by_picture), abs=1e-9)
+    assert math.isfinite(row["mcgsm_bits"]) and row["mcgsm_stderr_bits"] > 0
+
+
+def test_parzen_row_takes_pictures_back_to_shades():
+    """By loops over a few pictures, at the window that is best for the validation pictures."""
+    levels = torch.randint(0, 256, (12, 1, 2, 2), generator=Generator().manual_seed(0), dtype=torch.uint8)
+    images = datasets.scaled(levels[:4], levels[4:8])
+    samples = images.blurred(levels[:4], Generator().manual_seed(1))
+    row = parzen_row(images, samples, levels[8:])
+    shades = (samples * images.scale + images.shift - 0.5).clamp(0, 255).flatten(1).numpy() / 255
+    assert np.abs(shades - levels[:4].flatten(1).numpy() / 255).max() <= 0.5 / 255 + 1e-9
+
+    def score(x, sigma):
+        kernels = [[stats.norm.pdf(one, centre, sigma).prod() for centre in shades] for one in x]
+        return np.log2(np.mean(kernels, axis=1))
+
+    validation, test = (part.flatten(1).numpy() / 255 for part in (levels[8:], images.test))
+    sigma = max(np.logspace(-1, 0, 10), key=lambda sigma: score(validation, sigma).mean())
+    assert row["parzen_sigma"] == pytest.approx(sigma)
+    assert row["parzen_bits"] == pytest.approx(score(test, sigma).mean(), abs=1e-9)
