@@ -77,3 +77,13 @@ def test_a_ruler_has_a_row_a_number_and_a_second_unit():
     plots.png(figure)
     low, high = axes.get_xlim()
     assert axes.child_axes[0].get_xlim() == (2 * low, 2 * high) and axes.child_axes[0].get_xlabel() == "there"
+
+
+def test_a_strip_shows_each_picture_at_its_own_size_and_scale():
+    """Figure D.1: pictures pooled to several scales."""
+    large, small = torch.arange(16.0).view(1, 4, 4), torch.tensor([[[1.0, 2.0], [4.0, 5.0]]])
+    figure = plots.strip({"large": large, "small": small})
+    assert [axes.get_title() for axes in figure.axes] == ["large", "small"]
+    for axes, image in zip(figure.axes, (large / 15, (small - 1) / 4), strict=True):
+        shown = torch.as_tensor(axes.images[0].get_array().data)
+        assert torch.allclose(shown, image[0])
