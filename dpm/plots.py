@@ -156,6 +156,15 @@ def restoration(x0: Tensor, seen: Tensor, restored: Tensor) -> Figure:
     return figure
 
 
+def strip(images: dict[str, Tensor]) -> Figure:
+    """Titled pictures [C, H, W] side by side, of any sizes; in each, black is its least number and white its greatest."""
+    figure, axes = panels(1, len(images), size=1.9)
+    for axis, (title, image) in zip(axes[0], images.items(), strict=True):
+        draw_image(axis, image, float(image.min()), float(image.max()))
+        axis.set_title(title, fontsize="small")
+    return figure
+
+
 SAMPLES: dict[str, Callable[[Tensor], Figure]] = {"swiss_roll": roll_samples, "heartbeat": bit_samples}
 
 

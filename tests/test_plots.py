@@ -133,3 +133,13 @@ def test_pairs_of_bars_are_as_long_as_their_values():
     figure = plots.pairs({"one": (1.0, 2.0), "two": (3.0, 4.0)}, ("paper", "ours"), "bits")
     assert [bar.get_width() for bar in figure.axes[0].patches] == [1, 3, 2, 4]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["one", "two"]
+
+
+def test_a_strip_shows_each_picture_at_its_own_size_and_scale():
+    """Figure D.1: pictures pooled to several scales."""
+    large, small = torch.arange(16.0).view(1, 4, 4), torch.tensor([[[1.0, 2.0], [4.0, 5.0]]])
+    figure = plots.strip({"large": large, "small": small})
+    assert [axes.get_title() for axes in figure.axes] == ["large", "small"]
+    for axes, image in zip(figure.axes, (large / 15, (small - 1) / 4), strict=True):
+        shown = torch.as_tensor(axes.images[0].get_array().data)
+        assert torch.allclose(shown, image[0])
