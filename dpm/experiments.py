@@ -221,7 +221,7 @@ EXPERIMENTS = {
                 "paper": Sketch(
                     lambda: paper_step(1000, 1, [Dense(1, 28, 500, 4, 2)], 20, 2), batch=512, steps=50_000, rate=1e-3
                 ),
-                "cpu": Sketch(lambda: our_step(1, 28), batch=64, steps=7_000, rate=2e-3),
+                "cpu": Sketch(lambda: our_step(1, 28), batch=64, steps=3_500, rate=3e-3),
             },
             paper={"parzen_bits": 317},
         ),

@@ -140,12 +140,18 @@ def image_grid(x: Tensor) -> Figure:
 
 
 def restoration(x0: Tensor, seen: Tensor, restored: Tensor) -> Figure:
-    """Figures 3 and 5: held-out pictures, what was seen of them, samples given that; [n, C, H, W] each, a row a set."""
-    figure, axes = panels(3, len(x0), size=max(1.0, 8 / len(x0)))
+    """Figures 3 and 5: held-out pictures, what was seen of them, samples given that; [n, C, H, W] each.
+
+    A row for each of the three, or a column where there are too few pictures for a row.
+    """
+    few = len(x0) < 3
+    shape = (len(x0), 3) if few else (3, len(x0))
+    figure, axes = panels(*shape, size=max(1.0, 8 / shape[1]))
     low, high = np.quantile(x0.numpy(), (0.01, 0.99))
-    for row, images, name in zip(axes, (x0, seen, restored), ("held out", "seen", "restored"), strict=True):
-        row[0].set_title(name, loc="left", fontsize="medium")
-        for axis, image in zip(row, images, strict=True):
+    sets = zip(axes.T if few else axes, (x0, seen, restored), ("held out", "seen", "restored"), strict=True)
+    for places, images, name in sets:
+        places[0].set_title(name, loc="left", fontsize="medium")
+        for axis, image in zip(places, images, strict=True):
             draw_image(axis, image, low, high)
     return figure
 
@@ -178,6 +184,22 @@ def lost(rows: dict[str, dict[str, float]], xlabel: str) -> Figure:
     axes.set(xlabel=xlabel)
     axes.invert_yaxis()
     axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
+    seaborn.despine(figure)
+    return figure
+
+
+def pairs(rows: dict[str, tuple[float, float]], names: tuple[str, str], xlabel: str) -> Figure:
+    """Tables 1 and 2 as bars: two values a row, each written at its end."""
+    figure = Picture(figsize=(6.4, 1 + 0.7 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for k, (name, colour) in enumerate(zip(names, PALETTE, strict=False)):
+        places = np.arange(len(rows)) + 0.4 * k - 0.2
+        bars = axes.barh(places, [row[k] for row in rows.values()], height=0.38, color=colour, label=name)
+        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize="small")
+    axes.set(xlabel=xlabel, yticks=range(len(rows)), yticklabels=list(rows))
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.legend()
     seaborn.despine(figure)
     return figure
 

@@ -2,6 +2,7 @@
 
 import io
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -77,3 +78,58 @@ def test_a_ruler_has_a_row_a_number_and_a_second_unit():
     plots.png(figure)
     low, high = axes.get_xlim()
     assert axes.child_axes[0].get_xlim() == (2 * low, 2 * high) and axes.child_axes[0].get_xlabel() == "there"
+
+
+def shades(axes):
+    """What a picture's panel shows, from 0 to 1."""
+    return np.asarray(axes.images[0].get_array(), dtype=float)
+
+
+def test_image_grid_shows_every_picture_on_one_scale():
+    x = torch.linspace(-1, 3, 5 * 4).view(5, 1, 2, 2)
+    figure = plots.image_grid(x)
+    drawn = [axes for axes in figure.axes if axes.images]
+    low, high = np.quantile(x.numpy(), (0.01, 0.99))
+    assert len(drawn) == 5
+    for axes, image in zip(drawn, x, strict=True):
+        assert np.allclose(shades(axes), np.clip((image[0].numpy() - low) / (high - low), 0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize(("n", "channels"), [(1, 1), (4, 3)])
+def test_restoration_puts_each_set_in_its_row_or_column(n, channels):
+    sets = [torch.rand(n, channels, 3, 3, generator=torch.Generator().manual_seed(k)) for k in range(3)]
+    figure = plots.restoration(*sets)
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert [title for title in titles if title] == ["held out", "seen", "restored"]
+    low, high = np.quantile(sets[0].numpy(), (0.01, 0.99))
+    for k, axes in enumerate(figure.axes):
+        which, one = (k % 3, k // 3) if n < 3 else (k // n, k % n)
+        image = ((sets[which][one] - low) / (high - low)).clamp(0, 1).permute(1, 2, 0).squeeze(-1)
+        assert np.allclose(shades(axes), image, atol=1e-6)
+
+
+def test_lost_bits_are_stacked():
+    row = {"edge": 0.2, "kernel_and_schedule": 0.1, "training": 0.4}
+    figure = plots.lost({"one": row}, "bits")
+    bars = [(bar.get_x(), bar.get_width()) for bar in figure.axes[0].patches]
+    assert np.allclose(bars, [(0, 0.2), (0.2, 0.1), (0.3, 0.4)])
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [
+        "edge",
+        "kernel and schedule",
+        "training",
+    ]
+
+
+def test_rates_draw_levels_and_costs():
+    level, cost = torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0.3, 0.2])
+    (figure,) = plots.rates([level], [cost], ["one"])
+    left, right = figure.axes
+    assert np.allclose(left.lines[0].get_ydata(), level) and left.get_yscale() == "logit"
+    assert np.allclose([bar.get_height() for bar in right.patches], cost)
+    assert [round(bar.get_x() + bar.get_width() / 2) for bar in right.patches] == [2, 3]
+
+
+def test_pairs_of_bars_are_as_long_as_their_values():
+    figure = plots.pairs({"one": (1.0, 2.0), "two": (3.0, 4.0)}, ("paper", "ours"), "bits")
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [1, 3, 2, 4]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["one", "two"]

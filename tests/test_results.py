@@ -149,7 +149,7 @@ def small():
 def test_report_on_pictures_is_in_bits_a_pixel(small, monkeypatch):
     """Untrained, the model keeps π: K − L_null is 0 but for the data that π does not know; and K is that of all t."""
     experiment, model = small
-    monkeypatch.setattr(results, "TIMES", 29)
+    monkeypatch.setattr(results, "LOOKS", 12 * 29)
     row = report(experiment, model, seed=1)
     assert row["unit"] == "bits/pixel" and row["held_out"] == 12 and "K_optimum_bits" not in row
     x0 = held_out(experiment, 1)
@@ -162,6 +162,7 @@ def test_report_on_pictures_is_in_bits_a_pixel(small, monkeypatch):
 
 def test_report_on_pictures_in_pieces_is_the_same_in_the_mean(small, monkeypatch):
     experiment, model = small
+    monkeypatch.setattr(results, "LOOKS", 12 * 10)
     whole = report(experiment, model, seed=1)
     monkeypatch.setattr(results, "AT_ONCE", 5)
     row = report(experiment, model, seed=1)
