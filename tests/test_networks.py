@@ -644,7 +644,7 @@ def test_image_denoiser_hears_the_noise_level_and_not_t():
 
 @pytest.mark.parametrize("size", [None, 8])
 def test_image_denoiser_takes_one_t_or_many_and_each_image_alone(size):
-    p, q = scramble(denoiser(3, size)), Gaussian(geometric(6, 0.01, 0.95))
+    p, q = scramble(denoiser(3, size), size=0.1), Gaussian(geometric(6, 0.01, 0.95))
     xt, t = draws(3, 3, 8, size or 4).double(), torch.tensor([2, 4, 6])
     mean, variance = p(q, xt, t)
     assert mean.shape == variance.shape == xt.shape and bool((variance > 0).all())
