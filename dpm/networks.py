@@ -333,7 +333,7 @@ class LevelBlock(nn.Module):
 
 
 class LevelDense(nn.Module):
-    """D.2.1's dense pathway, told the noise level: x [B, C, size, size] → [B, outputs, size, size]."""
+    """D.2.1's dense pathway: x [B, C, size, size], noise levels [B or 1, levels] → [B, outputs, size, size]."""
 
     def __init__(self, channels: int, size: int, levels: int, width: int, outputs: int):
         super().__init__()
@@ -347,7 +347,8 @@ class LevelDense(nn.Module):
         )
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        return self.mlp(torch.cat([x.flatten(1), level], dim=1)).view(-1, self.outputs, self.size, self.size)
+        seen = torch.cat([x.flatten(1), level.expand(len(x), -1)], dim=1)
+        return self.mlp(seen).view(-1, self.outputs, self.size, self.size)
 
 
 class ImageDenoiser(nn.Module):

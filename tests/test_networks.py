@@ -613,8 +613,8 @@ def test_what_a_step_keeps_does_not_grow_with_T_and_grows_with_the_batch():
 # Our denoiser of images
 
 
-def denoiser(channels=1):
-    return ImageDenoiser(channels, width=6, blocks=2, scales=2)
+def denoiser(channels=1, size=None):
+    return ImageDenoiser(channels, width=6, blocks=2, scales=2, size=size)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -642,9 +642,10 @@ def test_image_denoiser_hears_the_noise_level_and_not_t():
         assert bool((a != torch.cat(p(long, xt, torch.full((3,), 2 * t)))).any())
 
 
-def test_image_denoiser_takes_one_t_or_many_and_each_image_alone():
-    p, q = scramble(denoiser(3)), Gaussian(geometric(6, 0.01, 0.95))
-    xt, t = draws(3, 3, 8, 4).double(), torch.tensor([2, 4, 6])
+@pytest.mark.parametrize("size", [None, 8])
+def test_image_denoiser_takes_one_t_or_many_and_each_image_alone(size):
+    p, q = scramble(denoiser(3, size), size=0.1), Gaussian(geometric(6, 0.01, 0.95))
+    xt, t = draws(3, 3, 8, size or 4).double(), torch.tensor([2, 4, 6])
     mean, variance = p(q, xt, t)
     assert mean.shape == variance.shape == xt.shape and bool((variance > 0).all())
     for i in range(3):
