@@ -151,7 +151,7 @@ def restoration(x0: Tensor, seen: Tensor, restored: Tensor) -> Figure:
 
 
 def side_by_side(pictures: dict[str, Tensor]) -> Figure:
-    """Figures 4 and 5: named pictures [C, H, W] in a row; black and white are the 1st and 99th percentile of the first."""
+    """Figures 4 and 5: named pictures [C, H, W]; black and white are the 1st and 99th percentile of the first."""
     figure, axes = panels(1, len(pictures), size=3)
     low, high = np.quantile(next(iter(pictures.values())).numpy(), (0.01, 0.99))
     for axis, (title, image) in zip(axes[0], pictures.items(), strict=True):
