@@ -162,6 +162,15 @@ def strip(images: dict[str, Tensor]) -> Figure:
     for axis, (title, image) in zip(axes[0], images.items(), strict=True):
         draw_image(axis, image, float(image.min()), float(image.max()))
         axis.set_title(title, fontsize="small")
+
+
+def side_by_side(pictures: dict[str, Tensor]) -> Figure:
+    """Figures 4 and 5: named pictures [C, H, W]; black and white are the 1st and 99th percentile of the first."""
+    figure, axes = panels(1, len(pictures), size=3)
+    low, high = np.quantile(next(iter(pictures.values())).numpy(), (0.01, 0.99))
+    for axis, (title, image) in zip(axes[0], pictures.items(), strict=True):
+        axis.set_title(title)
+        draw_image(axis, image, low, high)
     return figure
 
 

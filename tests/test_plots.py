@@ -46,6 +46,16 @@ def test_bits_are_drawn_one_sequence_a_row():
     assert figure.axes[0].images[0].get_array().shape == (4, 6)
 
 
+def test_pictures_side_by_side_share_the_greys_of_the_first():
+    """Figures 4 and 5."""
+    ramp = torch.linspace(-1, 1, 101, dtype=torch.float64).expand(1, 101, 101)
+    figure = plots.side_by_side({"one": ramp, "half": ramp / 2})
+    assert [axes.get_title() for axes in figure.axes] == ["one", "half"]
+    one, half = (torch.as_tensor(axes.images[0].get_array()) for axes in figure.axes)
+    assert (float(one.min()), float(one.max())) == (0, 1)
+    assert torch.allclose(half, 0.5 + ramp[0] / 2 / (2 * 0.98))  # 0.98: the 99th percentile
+
+
 def test_player_holds_every_frame_and_nothing_from_outside(points):
     page = plots.player(frames(points, 5), "t", "points <spread>").data
     assert page.count("data:image/png;base64,") == 6  # five, and the first once more, shown before any script runs
