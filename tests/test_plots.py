@@ -96,6 +96,7 @@ def shades(axes):
 
 
 def test_image_grid_shows_every_picture_on_one_scale():
+    """Figure App.1."""
     x = torch.linspace(-1, 3, 5 * 4).view(5, 1, 2, 2)
     figure = plots.image_grid(x)
     drawn = [axes for axes in figure.axes if axes.images]
@@ -107,6 +108,7 @@ def test_image_grid_shows_every_picture_on_one_scale():
 
 @pytest.mark.parametrize(("n", "channels"), [(1, 1), (4, 3)])
 def test_restoration_puts_each_set_in_its_row_or_column(n, channels):
+    """Figure 3."""
     sets = [torch.rand(n, channels, 3, 3, generator=torch.Generator().manual_seed(k)) for k in range(3)]
     figure = plots.restoration(*sets)
     titles = [axes.get_title(loc="left") for axes in figure.axes]
