@@ -31,7 +31,7 @@ from dpm.files import UserError, read_tensors, refuse_unwritable, write, write_j
 from dpm.forward import Binomial, Chain, Gaussian
 from dpm.optimum import Optimum, best_K, best_schedule, exact_K
 from dpm.posterior import Noisy
-from dpm.results import command_line, parzen_row, provenance, report, rivals
+from dpm.results import AT_ONCE, command_line, parzen_row, provenance, report, rivals
 from dpm.reverse import Denoise, Diffusion, sample
 from dpm.schedules import erase_evenly, geometric
 from dpm.train import Draw, Run, choose_device, join, place, refuse_uneven, train
@@ -274,7 +274,7 @@ def baselines(args: argparse.Namespace) -> None:
     if args.name == "mnist":
         experiment, model, q, generator = sampler(args)
         images, validation = datasets.mnist(generator.device), datasets.mnist_validation(generator.device)
-        like = torch.zeros(500, *experiment.shape, device=generator.device)
+        like = torch.zeros(AT_ONCE, *experiment.shape, device=generator.device)
         batches = tqdm(range(0, args.n, len(like)), unit_scale=len(like), unit="sample")
         samples = torch.cat([sample(model.p, q, like[: args.n - done], generator) for done in batches])
         perfect = images.blurred(images.train[torch.randperm(50_000, generator=generator)[: args.n]], generator)

@@ -29,7 +29,7 @@ from dpm.optimum import Optimum, exact_K
 from dpm.reverse import Diffusion
 
 COMPARED = 4_000  # held-out samples on which a model and the optimum meet the same noise
-AT_ONCE = 250  # pictures
+AT_ONCE = 50  # pictures; more do not fit the caches
 LOOKS = 40_000  # at pictures, over all held-out ones and the steps t that each is measured at
 
 
