@@ -151,7 +151,7 @@ def restoration(x0: Tensor, seen: Tensor, restored: Tensor) -> Figure:
 
 
 def strip(images: dict[str, Tensor]) -> Figure:
-    """Titled pictures [C, H, W] of any sizes side by side, each from black, its least number, to white, its greatest."""
+    """Titled pictures [C, H, W] of any sizes in a row, each from black, its least number, to white, its greatest."""
     figure, axes = panels(1, len(images), size=1.9)
     for axis, (title, image) in zip(axes[0], images.items(), strict=True):
         draw_image(axis, image, float(image.min()), float(image.max()))
