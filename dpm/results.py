@@ -30,7 +30,7 @@ from dpm.reverse import Diffusion
 
 COMPARED = 4_000  # held-out samples on which a model and the optimum meet the same noise
 AT_ONCE = 50  # pictures; more do not fit the caches
-LOOKS = 40_000  # at pictures, over all held-out ones and the steps t that each is measured at
+LOOKS = 40_000  # at pictures in all, over steps t; at least ten at each
 
 
 def held_out(experiment: Experiment, seed: int, device: torch.device | str = "cpu") -> Tensor:
@@ -43,7 +43,7 @@ def report(experiment: Experiment, model: Diffusion, seed: int = 0) -> dict:
     q = model.q()
     x0 = held_out(experiment, seed, q.beta.device)
     generator = Generator(q.beta.device).manual_seed(seed)
-    measure = partial(evaluate_some, times=math.ceil(LOOKS / len(x0))) if experiment.images else evaluate
+    measure = partial(evaluate_some, times=max(10, math.ceil(LOOKS / len(x0)))) if experiment.images else evaluate
 
     def unit(nats: Tensor) -> Tensor:
         return in_bits(nats) / experiment.pixels
