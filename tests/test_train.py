@@ -194,7 +194,7 @@ from dpm.__main__ import main
 from dpm.experiments import EXPERIMENTS
 roll = EXPERIMENTS["swiss_roll"]
 small = replace(roll.settings["ours"], batch={batch})
-EXPERIMENTS["swiss_roll"] = replace(roll, held_out=lambda generator: roll.draw(20, generator), settings={{"ours": small}})
+EXPERIMENTS["swiss_roll"] = replace(roll, held_out=lambda g: roll.draw(20, g), settings={{"ours": small}})
 sys.exit(main())
 """
 
