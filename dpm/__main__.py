@@ -60,11 +60,11 @@ def list_experiments(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps({"experiments": rows}, ensure_ascii=False))
         return
-    print(f"{'experiment':14}{'setting':10}{'paper K':>10}{'K-L_null':>10}  {'unit':10}{'weights'}")
+    print(f"{'experiment':14}{'setting':10}{'paper K':>10}{'K-L_null':>10}  {'unit':12}{'weights'}")
     for row in rows:
         print(
             f"{row['experiment']:14}{row['setting']:10}"
-            f"{row['paper'].get('K', '—'):>10}{row['paper'].get('K_minus_L_null', '—'):>10}  {row['unit']:10}"
+            f"{row['paper'].get('K', '—'):>10}{row['paper'].get('K_minus_L_null', '—'):>10}  {row['unit']:12}"
             f"{'shipped' if row['shipped'] else 'train them'}"
         )
 
