@@ -261,8 +261,7 @@ def sampler(args: argparse.Namespace) -> tuple[Experiment, Diffusion, Chain, Gen
     if args.T is not None:
         if not isinstance(model.p, Denoise):
             raise UserError(f"{args.name} --setting {args.setting} knows its own {q.T} steps only; leave out --T")
-        q = experiment.chain(steps(experiment, args))
-        q = type(q)(q.beta.to(device)) if isinstance(q, Gaussian) else q
+        q = model.chain(experiment.chain(steps(experiment, args)).beta.to(device))
     return experiment, model, q, Generator(device).manual_seed(args.seed)
 
 

@@ -114,7 +114,12 @@ def importance(log_weight: Tensor) -> Importance:
     S = len(log_weight)
     log_p = log_weight.logsumexp(0) - math.log(S)
     spread = ((log_weight - log_p).exp() - 1).square().mean(0)  # of the weights, divided by their mean
-    return Importance(log_p, error=(spread / (S - 1)).sqrt(), size=S / (1 + spread))
+    return Importance(log_p, error=(spread / (S - 1)).sqrt(), size=effective_size(log_weight))
+
+
+def effective_size(log_weight: Tensor) -> Tensor:
+    """How many equal weights are worth as much, (Σw)²/Σw² along the first axis: [S, …] → […], from 1 to S."""
+    return torch.exp(2 * log_weight.logsumexp(0) - (2 * log_weight).logsumexp(0))
 
 
 def correction(q: Chain, x0: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import logsigmoid
 
-from dpm.bound import per_sample
+from dpm.bound import effective_size, per_sample
 from dpm.forward import Binomial, Bits, Chain, Gaussian, Law, Normal, at_time, everywhere
 from dpm.reverse import Reverse, edge
 
@@ -201,7 +201,7 @@ def sample(
 
 def effective(log_weight: Tensor) -> float:
     """The effective number of weighted samples, (Σw)²/Σw²."""
-    return float(torch.exp(2 * log_weight.logsumexp(0) - (2 * log_weight).logsumexp(0)))
+    return float(effective_size(log_weight))
 
 
 def resample(x: Tensor, log_weight: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
