@@ -11,6 +11,8 @@ import matplotlib
 import numpy as np
 import seaborn
 from IPython.display import HTML
+from ipywidgets import Image as LiveImage
+from ipywidgets import SelectionSlider, VBox
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
@@ -343,6 +345,29 @@ def png(figure: Figure, colours: int | None = None) -> bytes:
     picture = Image.open(buffer).convert("RGB").quantize(colours, dither=Image.Dither.NONE)
     picture.save(small, "png", optimize=True)
     return small.getvalue()
+
+
+def controls(draw: Callable[..., Figure], **choices: Sequence) -> VBox:
+    """Sliders that recompute a figure, in a live kernel: `draw` of the values chosen, each slider starting in its middle.
+
+    Both ends of every slider are drawn once, before anyone moves it; ValueError where they look the same.
+    """
+    middle = {name: values[len(values) // 2] for name, values in choices.items()}
+    for name, values in choices.items():
+        if png(draw(**middle | {name: values[0]})) == png(draw(**middle | {name: values[-1]})):
+            raise ValueError(f"the figure is the same at both ends of the slider {name!r}")
+    image = LiveImage(value=png(draw(**middle)))
+    sliders = {
+        name: SelectionSlider(options=values, value=middle[name], description=name, continuous_update=False)
+        for name, values in choices.items()
+    }
+
+    def redraw(_: object) -> None:
+        image.value = png(draw(**{name: slider.value for name, slider in sliders.items()}))
+
+    for slider in sliders.values():
+        slider.observe(redraw, "value")
+    return VBox([*sliders.values(), image])
 
 
 def player(figures: Sequence[Figure], label: str, alt: str, milliseconds: int = 100, moving: bool = False) -> HTML:

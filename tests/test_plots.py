@@ -155,3 +155,23 @@ def test_a_strip_shows_each_picture_at_its_own_size_and_scale():
     for axes, image in zip(figure.axes, (large / 15, (small - 1) / 4), strict=True):
         shown = torch.as_tensor(axes.images[0].get_array().data)
         assert torch.allclose(shown, image[0])
+
+
+def test_controls_recompute_the_figure():
+    def line(height: float, over: int):
+        return plots.curves([0, 1], {"": torch.tensor([0.0, height])}, "x", str(over))
+
+    box = plots.controls(line, height=(1, 2, 3), over=(4, 5))
+    height, over, image = box.children
+    assert (height.value, over.value) == (2, 5) and bytes(image.value) == plots.png(line(2, 5))
+    over.value = 4
+    height.value = 3
+    assert bytes(image.value) == plots.png(line(3, 4))
+
+
+def test_controls_refuse_a_slider_that_changes_nothing():
+    def line(height: float, idle: int):
+        return plots.curves([0, 1], {"": torch.tensor([0.0, height])}, "x", "y")
+
+    with pytest.raises(ValueError, match="idle"):
+        plots.controls(line, height=(1, 2), idle=(1, 2))

@@ -13,10 +13,13 @@ for path in map(Path, sys.argv[1:]):
         timeout=1800,
         kernel_name="python3",
         record_timing=False,
+        store_widget_state=False,  # sliders live in a kernel; a page has players
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)  # its id is random
     notebook.metadata["language_info"] = {"name": "python"}
     nbformat.write(notebook, path)
     print(path, f"{path.stat().st_size / 1e3:.0f} kB")
