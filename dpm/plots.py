@@ -348,7 +348,7 @@ def png(figure: Figure, colours: int | None = None) -> bytes:
 
 
 def controls(draw: Callable[..., Figure], **choices: Sequence) -> VBox:
-    """Sliders that recompute a figure, in a live kernel: `draw` of the values chosen, each slider starting in its middle.
+    """Sliders that recompute a figure, in a live kernel: `draw` of the values chosen, each starting in its middle.
 
     Both ends of every slider are drawn once, before anyone moves it; ValueError where they look the same.
     """
