@@ -3,6 +3,7 @@
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import nbformat
 import pytest
@@ -41,37 +42,59 @@ def test_every_chapter_asserts(path):
     assert printing and all("assert" in source for source in printing)
 
 
-class Loads(HTMLParser):
-    """What a page loads by itself: scripts, pictures, stylesheets."""
+class Page(HTMLParser):
+    """What a page loads by itself, where its links lead, where links may lead in it, and pictures that say nothing."""
 
-    def __init__(self):
+    def __init__(self, path):
         super().__init__()
-        self.urls = []
+        self.loads, self.links, self.places, self.mute = [], [], set(), []
+        self.feed(path.read_text(encoding="utf8"))
 
     def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
+        attributes = {name: value or "" for name, value in attrs}
         if tag in ("script", "img", "iframe", "source", "video", "audio", "embed"):
-            self.urls.append(attributes.get("src") or "")
-        elif tag == "link" and not {"canonical", "index", "search", "next", "prev"} & set(
-            (attributes.get("rel") or "").split()
-        ):
-            self.urls.append(attributes.get("href") or "")
+            self.loads.append(attributes.get("src", ""))
+        elif tag == "link" and not {"canonical", "index", "search", "next", "prev"} & set(attributes.get("rel", "").split()):
+            self.loads.append(attributes.get("href", ""))
+        elif tag == "a" and "href" in attributes:
+            self.links.append(attributes["href"])
+        if tag == "img" and not attributes.get("alt", "").strip():
+            self.mute.append(attributes.get("src", ""))
+        self.places |= {attributes[name] for name in ("id", "name") if name in attributes}
 
 
-def built_pages():
-    pages = sorted(page for page in HTML.rglob("*.html") if "_static" not in page.parts)
-    assert len(pages) > len(CHAPTERS), "build the book first: make book"
-    return pages
+@pytest.fixture(scope="module")
+def pages():
+    found = sorted(page for page in HTML.rglob("*.html") if "_static" not in page.parts)
+    assert len(found) > len(CHAPTERS), "build the book first: make book"
+    return {page: Page(page) for page in found}
 
 
-def test_no_page_loads_from_outside():
-    for page in built_pages():
-        parser = Loads()
-        parser.feed(page.read_text(encoding="utf8"))
-        for url in parser.urls:
-            assert not re.match(r"(https?:)?//", url), (page.name, url)
+def outside(url):
+    return re.match(r"(https?:)?//|mailto:", url)
+
+
+def test_no_page_loads_from_outside(pages):
+    for path, page in pages.items():
+        for url in page.loads:
+            assert not outside(url), (path.name, url)
             local = url.split("?")[0].split("#")[0]
-            assert not local or url.startswith("data:") or (page.parent / local).exists(), (page.name, url)
+            assert not local or url.startswith("data:") or (path.parent / local).exists(), (path.name, url)
+
+
+def test_every_link_leads_somewhere(pages):
+    for path, page in pages.items():
+        for url in page.links:
+            target, _, place = unquote(url).partition("#")
+            there = (path.parent / target).resolve() if target else path
+            if not outside(url):
+                assert there.exists(), (path.name, url)
+                assert not place or there not in pages or place in pages[there].places, (path.name, url)
+
+
+def test_every_picture_has_words(pages):
+    for path, page in pages.items():
+        assert page.mute == [], path.name
 
 
 def test_no_stylesheet_loads_from_outside():
@@ -79,9 +102,9 @@ def test_no_stylesheet_loads_from_outside():
         assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", sheet.read_text(encoding="utf8")), sheet
 
 
-def test_no_page_is_heavy():
-    for page in built_pages():
-        assert page.stat().st_size < 2.5e6, page.name
+def test_no_page_is_heavy(pages):
+    assert all(path.stat().st_size < 2.5e6 for path in pages)
+    assert sum(path.stat().st_size for path in HTML.rglob("*") if path.is_file()) < 40e6
 
 
 @pytest.mark.parametrize(("name", "setting"), SHIPPED)
