@@ -38,8 +38,19 @@ def test_every_figure_has_alt_text_and_a_caption(path):
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_every_chapter_asserts(path):
     """A printed number stands in a cell that checks something."""
-    printing = [cell.source for cell in code_cells(path) if "print(" in cell.source and "def " not in cell.source]
+    sources = [cell.source for cell in code_cells(path) if "def " not in cell.source]
+    printing = [source for source in sources if "print(" in source or "Markdown(" in source]
     assert printing and all("assert" in source for source in printing)
+
+
+def test_the_opening_page_maps_every_chapter_and_every_file():
+    """From the paper's sections to chapters and to `dpm`, less the files that hold nothing of it."""
+    page = "".join(cell.source for cell in nbformat.read(ROOT / "chapters" / "index.ipynb", as_version=4).cells)
+    _, chart = page.split("## From the paper to the code")
+    for path in CHAPTERS:
+        assert path.stem == "index" or f"{{doc}}`{path.stem}`" in chart, path.stem
+    files = {path.stem for path in (ROOT / "dpm").glob("*.py")}
+    assert files - set(re.findall(r"dpm\.(\w+)`", chart)) == {"__init__", "__main__", "files", "fetch", "plots"}
 
 
 class Page(HTMLParser):
