@@ -44,7 +44,7 @@ def test_every_chapter_asserts(path):
 
 
 def test_the_opening_page_maps_every_chapter_and_every_file():
-    """From the paper's sections to chapters and to `dpm`, less the files that hold nothing of it."""
+    """From sections to chapters and to `dpm`, less the files that hold nothing of the paper."""
     page = "".join(cell.source for cell in nbformat.read(ROOT / "chapters" / "index.ipynb", as_version=4).cells)
     _, chart = page.split("## From the paper to the code")
     for path in CHAPTERS:
