@@ -53,6 +53,9 @@ def test_the_opening_page_maps_every_chapter_and_every_file():
     assert files - set(re.findall(r"dpm\.(\w+)`", chart)) == {"__init__", "__main__", "files", "fetch", "plots"}
 
 
+LEADING = {"canonical", "index", "search", "next", "prev"}  # relations of a <link> that loads nothing
+
+
 class Page(HTMLParser):
     """What a page loads by itself, where its links lead, where links may lead in it, and pictures that say nothing."""
 
@@ -65,7 +68,7 @@ class Page(HTMLParser):
         attributes = {name: value or "" for name, value in attrs}
         if tag in ("script", "img", "iframe", "source", "video", "audio", "embed"):
             self.loads.append(attributes.get("src", ""))
-        elif tag == "link" and not {"canonical", "index", "search", "next", "prev"} & set(attributes.get("rel", "").split()):
+        elif tag == "link" and not LEADING & set(attributes.get("rel", "").split()):
             self.loads.append(attributes.get("href", ""))
         elif tag == "a" and "href" in attributes:
             self.links.append(attributes["href"])
