@@ -356,7 +356,7 @@ def controls(draw: Callable[..., Figure], **choices: Sequence) -> VBox:
     for name, values in choices.items():
         if png(draw(**middle | {name: values[0]})) == png(draw(**middle | {name: values[-1]})):
             raise ValueError(f"the figure is the same at both ends of the slider {name!r}")
-    image = LiveImage(value=png(draw(**middle)))
+    image = LiveImage(value=png(draw(**middle)), layout={"align_self": "flex-start"})  # its own size, not the page's
     sliders = {
         name: SelectionSlider(options=values, value=middle[name], description=name, continuous_update=False)
         for name, values in choices.items()
