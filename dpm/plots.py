@@ -76,7 +76,7 @@ def draw_field(axes: Axes, grid: Tensor, drift: Tensor, title: str) -> None:
 
 def clouds(points: Sequence[Tensor], titles: Sequence[str]) -> Figure:
     """Sets of points of the plane, each [n, 2], side by side."""
-    figure, axes = panels(1, len(points), size=3.2, sharey=True)
+    figure, axes = panels(1, len(points), size=2.4, sharey=True)
     for axis, x, title in zip(axes[0], points, titles, strict=True):
         scatter(axis, x, title, BLUE if title == "data" else ORANGE, reach=2.6)
         axis.set_xlabel("$x_1$")
@@ -261,7 +261,7 @@ def dissolving(frames: Sequence[Tensor], label: Callable[[int], str], colour=BLU
 
 
 def moment(t: int, lines: dict[str, Tensor], ylabel: str, **axes_options) -> tuple[Figure, Axes]:
-    """One moment of a chain: an empty square panel to draw in; below it lines over t = 0…T, [T+1] each, dots at t."""
+    """One moment of a chain: a square panel to draw in; below it lines over t = 0…T, [T+1] each, with dots at t."""
     figure = Picture(figsize=(4, 5.9))
     above, below = figure.add_axes((0.19, 0.421, 0.77, 0.522)), figure.add_axes((0.19, 0.095, 0.77, 0.18))
     for (name, y), dash in zip(lines.items(), ("-", "--", ":"), strict=False):
@@ -288,16 +288,13 @@ def roll_moment(
         grid, arrows = drift.flatten(0, 1).unbind(1)
         length = arrows.norm(dim=1, keepdim=True)
         arrows = arrows / length.clamp(min=float(length.quantile(0.67))) * 0.9 * (grid[1] - grid[0]).norm()
-        style = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.005}
-        axes.quiver(grid[:, 0], grid[:, 1], arrows[:, 0], arrows[:, 1], color="grey", **style)
+        axes.quiver(*grid.T, *arrows.T, color="grey", angles="xy", scale_units="xy", scale=1, width=0.005)
     axes.scatter(x[:, 0], x[:, 1], s=4, c=place, cmap=SPIRAL, vmin=0, vmax=1, linewidths=0)
     axes.set(xlim=(-3.2, 3.2), ylim=(-3.2, 3.2), xlabel="$x_1$", ylabel="$x_2$")
     return figure
 
 
-def bit_moment(
-    x: Tensor, data: Tensor, t: int, lines: dict[str, Tensor], ylabel: str, **axes_options
-) -> Figure:
+def bit_moment(x: Tensor, data: Tensor, t: int, lines: dict[str, Tensor], ylabel: str, **axes_options) -> Figure:
     """Binary sequences [n, length], one a row: a 1 is blue where `data`, of the same shape, has it too, else orange."""
     figure, axes = moment(t, lines, ylabel, **axes_options)
     axes.imshow(x * (2 - data), cmap=BITS, vmin=0, vmax=2, aspect="auto", interpolation="nearest")
