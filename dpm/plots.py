@@ -14,6 +14,7 @@ from IPython.display import HTML
 from ipywidgets import Image as LiveImage
 from ipywidgets import SelectionSlider, VBox
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from PIL import Image
@@ -21,6 +22,8 @@ from torch import Tensor
 
 PALETTE = seaborn.color_palette("colorblind")
 BLUE, ORANGE, GREEN = PALETTE[:3]
+SPIRAL = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.9, 12)))  # few shades, or a frame is heavy
+BITS = ListedColormap(["white", BLUE, ORANGE])
 
 
 class Picture(Figure):
@@ -73,19 +76,9 @@ def draw_field(axes: Axes, grid: Tensor, drift: Tensor, title: str) -> None:
 
 def clouds(points: Sequence[Tensor], titles: Sequence[str]) -> Figure:
     """Sets of points of the plane, each [n, 2], side by side."""
-    figure, axes = panels(1, len(points), size=3.2, sharey=True)
+    figure, axes = panels(1, len(points), size=2.4, sharey=True)
     for axis, x, title in zip(axes[0], points, titles, strict=True):
         scatter(axis, x, title, BLUE if title == "data" else ORANGE, reach=2.6)
-        axis.set_xlabel("$x_1$")
-    axes[0, 0].set_ylabel("$x_2$")
-    return figure
-
-
-def fields(grid: Tensor, drift: Sequence[Tensor], titles: Sequence[str]) -> Figure:
-    """The drift f_μ(x^t,t) − x^t on a grid [m, 2] at several t, each [m, 2]."""
-    figure, axes = panels(1, len(drift), size=3.2, sharey=True)
-    for axis, arrows, title in zip(axes[0], drift, titles, strict=True):
-        draw_field(axis, grid, arrows, title)
         axis.set_xlabel("$x_1$")
     axes[0, 0].set_ylabel("$x_2$")
     return figure
@@ -267,15 +260,46 @@ def dissolving(frames: Sequence[Tensor], label: Callable[[int], str], colour=BLU
     return figures
 
 
-def bit_frames(frames: Sequence[Tensor], titles: Sequence[str]) -> list[Figure]:
-    """One picture a time step of binary sequences [n, length], one a row; a 1 is dark."""
-    figures = []
-    for bits, title in zip(frames, titles, strict=True):
-        figure, axes = panels(1, 1, size=4)
-        draw_bits(axes[0, 0], bits, title)
-        axes[0, 0].set_ylabel("sequence")
-        figures.append(figure)
-    return figures
+def moment(t: int, lines: dict[str, Tensor], ylabel: str, **axes_options) -> tuple[Figure, Axes]:
+    """One moment of a chain: a square panel to draw in; below it lines over t = 0…T, [T+1] each, with dots at t."""
+    figure = Picture(figsize=(4, 5.9))
+    above, below = figure.add_axes((0.19, 0.421, 0.77, 0.522)), figure.add_axes((0.19, 0.095, 0.77, 0.18))
+    for (name, y), dash in zip(lines.items(), ("-", "--", ":"), strict=False):
+        (line,) = below.plot(y, dash, color="black", lw=1, label=name)
+        below.plot(t, y[t], "o", color=line.get_color())
+    above.set(title=f"t = {t}")
+    below.set(xlabel="step t", ylabel=ylabel, **axes_options)
+    if len(lines) > 1:
+        below.legend(ncols=len(lines), loc="lower right", bbox_to_anchor=(1, 0.95), frameon=False, columnspacing=1)
+    seaborn.despine(ax=below)
+    return figure, above
+
+
+def roll_moment(
+    x: Tensor, place: Tensor, t: int, lines: dict[str, Tensor], ylabel: str, drift: Tensor | None = None, **axes_options
+) -> Figure:
+    """Points of the plane [n, 2], each in the colour of its `place` in 0…1, [n]; lines over t as `moment` has them.
+
+    drift [m, m, 2, 2]: places on a square grid and the arrows there, scaled so that two in three fit their cell; longer
+    ones are cut.
+    """
+    figure, axes = moment(t, lines, ylabel, **axes_options)
+    if drift is not None:
+        grid, arrows = drift.flatten(0, 1).unbind(1)
+        length = arrows.norm(dim=1, keepdim=True)
+        arrows = arrows / length.clamp(min=float(length.quantile(0.67))) * 0.9 * (grid[1] - grid[0]).norm()
+        axes.quiver(*grid.T, *arrows.T, color="grey", angles="xy", scale_units="xy", scale=1, width=0.005)
+    axes.scatter(x[:, 0], x[:, 1], s=4, c=place, cmap=SPIRAL, vmin=0, vmax=1, linewidths=0)
+    axes.set(xlim=(-3.2, 3.2), ylim=(-3.2, 3.2), xlabel="$x_1$", ylabel="$x_2$")
+    return figure
+
+
+def bit_moment(x: Tensor, data: Tensor, t: int, lines: dict[str, Tensor], ylabel: str, **axes_options) -> Figure:
+    """Binary sequences [n, length], one a row: a 1 is blue where `data`, of the same shape, has it too, else orange."""
+    figure, axes = moment(t, lines, ylabel, **axes_options)
+    axes.imshow(x * (2 - data), cmap=BITS, vmin=0, vmax=2, aspect="auto", interpolation="nearest")
+    axes.set(xlabel="bin", ylabel="sequence")
+    return figure
 
 
 def between(panels: dict[str, tuple[Tensor, Tensor, Tensor]]) -> Figure:

@@ -157,6 +157,48 @@ def test_a_strip_shows_each_picture_at_its_own_size_and_scale():
         assert torch.allclose(shown, image[0])
 
 
+def strip_below(figure):
+    """Lines over t and their dots, of a moment's lower panel."""
+    lines = figure.axes[1].lines
+    return [line.get_ydata() for line in lines[::2]], [tuple(dot.get_xydata()[0]) for dot in lines[1::2]]
+
+
+def test_a_moment_of_the_roll_has_its_points_colours_and_dots(points):
+    place, level = torch.linspace(0, 1, 50), torch.tensor([1.0, 0.6, 0.1])
+    figure = plots.roll_moment(points, place, 1, {"signal": level, "noise": 1 - level}, "share")
+    (dots,) = figure.axes[0].collections
+    assert np.allclose(dots.get_offsets(), points) and np.allclose(dots.get_array(), place)
+    assert figure.axes[0].get_title() == "t = 1" and figure.axes[1].get_ylabel() == "share"
+    lines, marks = strip_below(figure)
+    assert np.allclose(lines, [level, 1 - level]) and np.allclose(marks, [(1, 0.6), (1, 0.4)])
+    assert [text.get_text() for text in figure.axes[1].get_legend().get_texts()] == ["signal", "noise"]
+
+
+def test_arrows_of_a_moment_keep_their_direction_and_fit_their_cells(points):
+    axis = torch.linspace(-3, 3, 7)  # a cell is 1 wide
+    grid = torch.cartesian_prod(axis, axis)
+    drift = -0.01 * grid
+    field = torch.stack([grid, drift], 1).view(7, 7, 2, 2)
+    figure = plots.roll_moment(points, torch.zeros(50), 0, {"": torch.zeros(2)}, "", drift=field)
+    arrows, _ = figure.axes[0].collections
+    u, v = torch.tensor(arrows.U), torch.tensor(arrows.V)
+    assert np.allclose(arrows.XY, grid) and torch.allclose(u * drift[:, 1], v * drift[:, 0], atol=1e-6)
+    assert ((u * drift[:, 0] + v * drift[:, 1]) >= 0).all()
+    length = torch.hypot(u, v)
+    cut = length > 0.899
+    assert length.max() < 0.901 and 0.3 < cut.double().mean() < 0.5  # a third, and those that tie with them
+    assert drift.norm(dim=1)[cut].min() >= drift.norm(dim=1)[~cut].max()
+
+
+def test_a_moment_of_bits_tells_ones_of_the_data_from_others():
+    bits, data = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+    figure = plots.bit_moment(bits, data, 2, {"": torch.tensor([0.0, 0.5, 1.0])}, "share")
+    (image,) = figure.axes[0].images
+    assert image.cmap.colors[1:] == [plots.BLUE, plots.ORANGE]
+    assert np.array_equal(image.get_array(), [[0, 1], [2, 0]]) and image.get_clim() == (0, 2)
+    assert strip_below(figure)[1] == [(2, 1)] and figure.axes[1].get_legend() is None
+
+
 def test_controls_recompute_the_figure():
     def line(height: float, over: int):
         return plots.curves([0, 1], {"": torch.tensor([0.0, height])}, "x", str(over))
