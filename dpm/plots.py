@@ -235,7 +235,7 @@ def rates(levels: Sequence[Tensor], costs: Sequence[Tensor], titles: Sequence[st
         left.plot(np.arange(1, len(level) + 1), level, ".-", color=BLUE)
         left.set(yscale="logit", xlabel="step t", ylabel="noise variance", ylim=(5e-5, 0.9995))
         left.yaxis.set_minor_formatter(NullFormatter())
-        right.hlines(level[1:], 0, cost, color=ORANGE, lw=2)
+        right.hlines(level[1:], 0, cost, color=ORANGE, lw=1.2)
         right.set(xlabel="cost of the step (bits)", xlim=(0, 1.05 * max(float(cost.max()) for cost in costs)))
         figure.suptitle(title)
         seaborn.despine(figure)
@@ -373,7 +373,7 @@ def melting(
     left.plot(u, best, "--", color=ORANGE, label="best Gaussian")
     left.set(title=title, xlabel="standard deviations", ylabel="density", ylim=(0, 0.75))
     left.legend(loc="upper right", fontsize="small")
-    third = losses[-1] * (np.array(betas) / betas[-1]) ** 3
+    third = float(losses[-1]) * (np.array(betas) / betas[-1]) ** 3
     right.plot(betas, third, ":", color="grey", label="order three")
     right.plot(betas, losses, color=BLUE)
     right.plot(betas[at], losses[at], "X", color=ORANGE, ms=10)
