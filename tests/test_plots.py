@@ -137,8 +137,57 @@ def test_rates_draw_levels_and_costs():
     (figure,) = plots.rates([level], [cost], ["one"])
     left, right = figure.axes
     assert np.allclose(left.lines[0].get_ydata(), level) and left.get_yscale() == "logit"
-    assert np.allclose([bar.get_height() for bar in right.patches], cost)
-    assert [round(bar.get_x() + bar.get_width() / 2) for bar in right.patches] == [2, 3]
+    ends = np.array(right.collections[0].get_segments())  # each from (0, level) to (cost, level)
+    assert np.allclose(ends, [[(0, 0.5), (0.3, 0.5)], [(0, 0.9), (0.2, 0.9)]])
+    assert right.get_ylim() == left.get_ylim()
+
+
+def area(stairs):
+    values, edges, baseline = stairs.get_data()
+    return float(((values - (0 if baseline is None else baseline)) * np.diff(edges)).sum())
+
+
+def test_a_trap_keeps_sums_over_steps_as_areas():
+    """(24): on the right T times nats over t/T."""
+    low, value, high = (torch.tensor(side) for side in ([0.0, 1.0, 2.0], [0.5, 1.5, 2.5], [1.0, 3.0, 2.5]))
+    left, right = plots.trap(low, value, high, "T = 3", reach=10, density=8).axes
+    assert np.isclose(area(right.patches[0]), (high - low).sum())
+    assert np.isclose(area(right.patches[1]), (value - low).sum())
+    (band, exact), (_, top) = left.patches, left.get_ylim()
+    assert np.allclose(band.get_data().values, high) and np.allclose(band.get_data().baseline, low)
+    assert np.allclose(exact.get_data().values, value) and top == 10
+
+
+def test_a_trap_that_fails_shows_the_upper_side_below():
+    low, value, high = torch.tensor([0.0, 2.0]), torch.tensor([0.5, 2.2]), torch.tensor([1.0, 1.9])
+    bottom, _ = plots.trap(low, value, high, "", reach=10, density=8).axes[1].get_ylim()
+    assert np.isclose(bottom, -0.2)
+
+
+def test_an_unrolled_posterior_is_in_units_of_the_first_account(points):
+    exact, counted = torch.tensor([0.1, 0.5, 0.4]), torch.tensor([0.2, 0.25, 0.55])
+    figure = plots.unrolled(points, points[:10], (0.0, 0.5), 0.6, {"exact": exact, "samples": counted}, "s")
+    left, right = figure.axes
+    circle = left.lines[-1]
+    assert np.allclose(np.hypot(circle.get_xdata(), circle.get_ydata() - 0.5), 0.6)
+    assert len(left.lines[1].get_xdata()) == 10
+    assert np.allclose([stairs.get_data().values for stairs in right.patches], [exact / 0.5, counted / 0.5])
+
+
+def test_posteriors_stand_two_a_row(points):
+    figure = plots.posteriors(points, [points] * 4, list("abcd"), (0.0, None))
+    rows = {axes.get_subplotspec().rowspan.start for axes in figure.axes}
+    assert rows == {0, 1} and [axes.get_title() for axes in figure.axes] == list("abcd")
+
+
+def test_a_melting_law_has_its_rate_marked():
+    u = torch.linspace(-1, 1, 5)
+    betas, losses = [0.1, 0.01], torch.tensor([1e-2, 1e-5])
+    left, right = plots.melting(u, u.square(), u.abs(), betas, losses, 1, "β").axes
+    assert np.allclose(left.lines[0].get_ydata(), u.square()) and np.allclose(left.lines[1].get_ydata(), u.abs())
+    third, line, mark = right.lines
+    assert np.allclose(third.get_ydata(), losses) and np.allclose(line.get_ydata(), losses)
+    assert (float(mark.get_xdata()[0]), float(mark.get_ydata()[0])) == (0.01, float(losses[1]))
 
 
 def test_pairs_of_bars_are_as_long_as_their_values():
