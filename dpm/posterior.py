@@ -137,7 +137,7 @@ def _bits(law: Law) -> Bits:
     return law
 
 
-Choice = Callable[..., Factor]  # (r, q, t, x): r(x^t) from r(x⁰)
+Choice = Callable[..., Factor]  #: (r, q, t, x) → r(x^t), made from r(x⁰)
 
 
 def constant(r: Factor, q: Chain, t: Tensor, x: Tensor) -> Factor:
