@@ -69,6 +69,7 @@ it, in **bold** where it is written out, and tests that check it, three at most.
 equation 63" is `test_bumps_are_equation_63` in `tests/test_networks.py`. `tools/equations.py` makes this page from
 docstrings, chapters and tests; a test fails when something has no place in one of the three.
 
+:::{div} index
 | | says | functions | chapters | tests |
 |---|---|---|---|---|
 """
@@ -206,7 +207,7 @@ def page(root: Path) -> str:
         test = [title(name) for name in checks if checks[name] & of][:FEW]
         cells = [f"[{label(row, target)}]{{#{anchor(row)}}}", says, ", ".join(code), ", ".join(book), "; ".join(test)]
         text += f"| {' | '.join(cells)} |\n"
-    return text
+    return text + ":::\n"
 
 
 def chapter(name: str, bold: bool) -> str:
