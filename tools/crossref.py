@@ -6,11 +6,13 @@ index; a name in backticks one to that function, or code; shapes become code, x^
 
 import ast
 import inspect
+import os
 import re
 import textwrap
 from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar
+from unittest.mock import patch
 
 import equations
 from docutils import nodes
@@ -138,8 +140,9 @@ def signature(app, what, name, obj, options, shown, returns):
 
 
 def skip(app, what, name, obj, skipped, options):
-    """Leave out what another library put into a class."""
-    return True if inspect.isfunction(obj) and not obj.__module__.startswith("dpm.") else None
+    """Leave out what another library put into a class, and the fields of a tuple, which its signature shows."""
+    foreign = inspect.isfunction(obj) and not obj.__module__.startswith("dpm.")
+    return True if foreign or type(obj).__name__ == "_tuplegetter" else None
 
 
 def docstring(app, what, name, obj, options, lines):
@@ -155,7 +158,8 @@ def usage(main) -> str:
     """What `dpm --help` prints, then the usage of each command."""
     top = main.parser()
     (commands,) = (action for action in top._actions if action.choices)
-    return "\n".join([top.format_help(), *(one.format_usage() for one in commands.choices.values())])
+    with patch.dict(os.environ, COLUMNS="72"):  # not the width of whose terminal builds the book
+        return "\n".join([top.format_help(), *(one.format_usage() for one in commands.choices.values())])
 
 
 def link_rows(app, doctree):
