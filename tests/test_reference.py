@@ -83,6 +83,16 @@ def test_every_module_has_a_page_in_the_order_of_the_overview_and_of_the_content
         assert f".. automodule:: dpm.{module}\n" in text
 
 
+def test_the_example_of_the_overview_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "chapters" / "api.md").read_text("utf8"), flags=re.S)
+    names = {}
+    exec(code, names)
+    assert (
+        names["K"].shape == (1000,)
+        and names["K"].mean() < names["EXPERIMENTS"]["swiss_roll"].optimum.log_probability(names["x0"]).mean()
+    )
+
+
 KNOWN = {
     "dpm.bound.Bound",
     "dpm.bound.Bound.K",
@@ -187,7 +197,8 @@ def test_no_link_within_the_book_is_dead():
 def test_every_docstring_has_its_place_and_nothing_else_has(module):
     """Nothing else: no member that torch gives to every module."""
     source = (ROOT / "dpm" / f"{module}.py").read_text("utf8")
-    names = {node.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    names = {node.name for node in nodes if ast.get_docstring(node)}
     shown = {anchor for anchor in built()[api(module)].anchors if anchor.startswith(f"dpm.{module}.")}
     assert {name for name in documented(ROOT) if name.startswith(f"dpm.{module}.")} <= shown
     for anchor in shown:

@@ -122,6 +122,8 @@ def signature(app, what, name, obj, options, shown, returns):
     """Signatures as the source has them: short names for types, defaults as written."""
     if what not in ("function", "method", "class", "exception") or isinstance(obj, TypeVar):
         return None
+    if isinstance(obj, type) and issubclass(obj, tuple):
+        return None
     function = inspect.unwrap(obj.__init__ if isinstance(obj, type) else obj)
     if not getattr(function, "__module__", "").startswith("dpm."):
         return "", None
@@ -165,7 +167,7 @@ def usage(main) -> str:
 def link_rows(app, doctree):
     """A small link under each numbered formula, to its row in the index."""
     for block in list(doctree.findall(nodes.math_block)):
-        for number in re.findall(r"\beq-(\d+)\b", " ".join(block["ids"])):
+        for number in [name[3:] for name in block["ids"] if re.fullmatch(r"eq-\d+", name)]:
             link = addnodes.pending_xref(
                 "",
                 nodes.inline("", "functions, tests"),
