@@ -66,9 +66,8 @@ HEAD = """# Find an equation
 
 Every equation, table and figure of the paper: what it says, what in `dpm` names it as its own, the chapters that cite
 it, in **bold** where it is written out, and tests that check it, three at most. The test "networks: bumps are
-equation 63" is `test_bumps_are_equation_63` in `tests/test_networks.py`. Under each formula in a chapter a small link leads
-back to its row here, and so do the citations in {doc}`the pages of the module <api>` where a formula is not written out.
-`tools/equations.py` makes this page from
+equation 63" is `test_bumps_are_equation_63` in `tests/test_networks.py`. A small link under a formula in a chapter, and
+a citation in {doc}`the pages of the module <api>`, lead back to the row. `tools/equations.py` makes this page from
 docstrings, chapters and tests; a test fails when something has no place in one of the three.
 
 :::{div} index
