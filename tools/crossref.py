@@ -41,41 +41,42 @@ def documented(root: Path) -> set[str]:
 def as_rst(text: str, name: str, known: set[str], target: dict[str, str]) -> str:
     """The docstring of the object `name`, plain prose, as reStructuredText. Line breaks stay."""
 
-    def link(words: str, to: str) -> str:
-        return f":ref:`{words} <{to}>`"
-
-    def mark(found: re.Match) -> str:
-        kind, words = found.lastgroup, found.group()
-        inner = re.sub(r"^\{(.*)\}$|^\((.*)\)$", r"\1\2", words[1:])
-        match kind:
-            case "code":
-                full = resolve(words.strip("`"), name, known)
-                return f":py:obj:`{words.strip('`')} <{full}>`" if full else f"``{words.strip('`')}``"
-            case "cited":
-                return "–".join(link(*end) for end in equations.ends(words, target))
-            case "named":
-                many, row = cited_objects(words), equations.ROWS
-                if len(many) == 1:
-                    return link(words, row[many[0]])
-                of = words.split("s ")[0]
-                return re.sub(equations.OBJECT, lambda one: link(one[0], row[f"{of} {one[0]}"]), words)
-            case "shape":
-                return f"``{words}``"
-            case "sup" | "sub":
-                return f":{kind}:`{inner}`"
+    def marked(found: re.Match) -> str:
+        words = found.group()
+        match found.lastgroup:
+            case "special":
+                return f"\\{words}"
             case "abbreviated":
                 return "App.\\  "
-        return "\\" + words
+            case "code":
+                full = resolve(words[1:-1], name, known)
+                rst = f":py:obj:`{words[1:-1]} <{full}>`" if full else f"`{words}`"
+            case "cited":
+                rst = "–".join(link(*end) for end in equations.ends(words, target))
+            case "named":
+                rst = to_rows(words)
+            case "shape":
+                rst = f"``{words}``"
+            case role:
+                inner = words[2:-1] if words[1] in "{(" else words[1:]
+                rst = f":{role}:`{inner}`"
+        return f"\\ {rst}\\ "
 
-    return MARK.sub(lambda found: mark(found) if found.lastgroup in PLAIN else f"\\ {mark(found)}\\ ", text)
+    return MARK.sub(marked, text)
 
 
-PLAIN = ("abbreviated", "special")
+def link(words: str, to: str) -> str:
+    """A link to a formula or a row."""
+    return f":ref:`{words} <{to}>`"
 
 
-def cited_objects(words: str) -> list[str]:
-    """The tables or figures of one citation: "Tables 1 and 2"."""
-    return sorted(equations.cited(words))
+def to_rows(words: str) -> str:
+    """Tables or figures linked to their rows: "Table 1" whole, of "Tables 1 and 2" the numbers."""
+    names = equations.cited(words)
+    if len(names) == 1:
+        return link(words, equations.ROWS[names.pop()])
+    kind = words.split("s ")[0]
+    return re.sub(equations.OBJECT, lambda one: link(one[0], equations.ROWS[f"{kind} {one[0]}"]), words)
 
 
 def resolve(word: str, name: str, known: set[str]) -> str | None:
