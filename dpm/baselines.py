@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.distributions import MultivariateNormal
 
-WIDTHS = torch.logspace(-1, 0, 10, dtype=torch.float64)  # the widths σ that Table 2's estimate chooses from
+WIDTHS = torch.logspace(-1, 0, 10, dtype=torch.float64)  #: the widths σ that Table 2's estimate chooses from
 
 
 def log_parzen(x: Tensor, samples: Tensor, sigma: Tensor, chunk: int = 250) -> Tensor:

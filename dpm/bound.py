@@ -20,13 +20,14 @@ def per_sample(values: Tensor) -> Tensor:
 class Bound:
     """K of equation (14) in parts, each [B], nats a sample: K = −kl + entropy_T − entropy_1 − entropy_prior."""
 
-    kl: Tensor  # Σ_{t=2..T} KL( q(x^{t−1}|x^t,x⁰) ‖ p(x^{t−1}|x^t) )
-    entropy_T: Tensor  # H_q(X^T|X⁰)
-    entropy_1: Tensor  # H_q(X¹|X⁰)
-    entropy_prior: Tensor  # H_p(X^T)
+    kl: Tensor  #: Σ_{t=2..T} KL( q(x^{t−1}|x^t,x⁰) ‖ p(x^{t−1}|x^t) )
+    entropy_T: Tensor  #: H_q(X^T|X⁰)
+    entropy_1: Tensor  #: H_q(X¹|X⁰)
+    entropy_prior: Tensor  #: H_p(X^T)
 
     @property
     def K(self) -> Tensor:
+        """The bound, [B] nats."""
         return self.entropy_T - self.entropy_1 - self.entropy_prior - self.kl
 
 
@@ -99,9 +100,9 @@ class Importance:
     Its mean over the data is K for one trajectory, L of (10)-(11) for infinitely many; K ≤ L is (12)-(13).
     """
 
-    log_p: Tensor  # log of the mean weight, nats; its own mean is at most log p(x⁰)
-    error: Tensor  # standard error of log_p by the delta method, nats; nan for one trajectory
-    size: Tensor  # effective sample size (Σw)²/Σw², from 1 to S
+    log_p: Tensor  #: log of the mean weight, nats; its own mean is at most log p(x⁰)
+    error: Tensor  #: standard error of log_p by the delta method, nats; nan for one trajectory
+    size: Tensor  #: effective sample size (Σw)²/Σw², from 1 to S
 
 
 def log_weights(p: Reverse, q: Chain, x0: Tensor, S: int, generator: Generator) -> Tensor:

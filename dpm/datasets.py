@@ -15,7 +15,7 @@ from dpm.fetch import fetch, gunzipped, local, mending, read, refuse_other, unzi
 from dpm.files import UserError
 
 CPU = torch.device("cpu")
-ROLL_NOISE = 0.02  # standard deviation around the curve, in units of the data's own; the paper gives none
+ROLL_NOISE = 0.02  #: standard deviation around the curve, in units of the data's own; the paper gives none
 
 
 def roll_curve(u: Tensor) -> Tensor:
@@ -66,11 +66,11 @@ class Images:
     x⁰ = (level + u − shift)/scale with u uniform on [0, 1): noise of exactly one level, fresh in every draw.
     """
 
-    train: Tensor  # [n, C, H, W], integers
-    test: Tensor  # held out
-    shift: float
-    scale: float
-    label: str = ""  # what every report must say of numbers measured on these
+    train: Tensor  #: [n, C, H, W], integers
+    test: Tensor  #: held out
+    shift: float  #: levels
+    scale: float  #: levels that one unit of x spans
+    label: str = ""  #: what every report must say of numbers measured on these
 
     def draw(self, n: int, generator: Generator) -> Tensor:
         """Training images, each equally likely, in float64: [n, C, H, W]."""

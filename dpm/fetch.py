@@ -19,7 +19,7 @@ import requests
 
 from dpm.files import UserError
 
-Unpack = Callable[[bytes], list[bytes]]  # a file's bytes → the contents in it, in order
+Unpack = Callable[[bytes], list[bytes]]  #: a file's bytes → the contents in it, in order
 
 
 def whole(data: bytes) -> list[bytes]:

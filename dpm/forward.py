@@ -107,8 +107,8 @@ def _kl_rates(p: BitRates, q: BitRates) -> Tensor:
     return p.probs * (p.probs / q.probs).log() + p.off * (p.off / q.off).log()
 
 
-Law = Normal | Bits
-Pair = tuple[Tensor, Tensor]
+Law = Normal | Bits  #: what a step of either chain returns
+Pair = tuple[Tensor, Tensor]  #: one for x⁰ = 0, one for x⁰ = 1
 
 
 def at_time(values: Tensor, t: Tensor, x: Tensor) -> Tensor:
@@ -135,11 +135,11 @@ class Chain(ABC):
     """q(x^{0…T}), equation (3), from its rates β [T+1]: what Gaussian and Binomial share, and all that others ask."""
 
     def __init__(self, beta: Tensor):
-        self.beta = beta
-        self.T = len(beta) - 1
-        self.log_alpha_bar = log_alpha_bar(beta)
-        self.alpha_bar = self.log_alpha_bar.exp()
-        self.noise_level = -torch.expm1(self.log_alpha_bar)  # 1 − ᾱ without the cancellation
+        self.beta = beta  #: β_t, [T+1]: the share of the signal that step t erases
+        self.T = len(beta) - 1  #: number of steps
+        self.log_alpha_bar = log_alpha_bar(beta)  #: log ᾱ_t, [T+1]
+        self.alpha_bar = self.log_alpha_bar.exp()  #: ᾱ_t = Π_{s≤t} (1−β_s), [T+1]: the share left after t steps
+        self.noise_level = -torch.expm1(self.log_alpha_bar)  #: 1 − ᾱ_t, [T+1], without the cancellation
         self.reversal = pad(self.tabulate(), (0, 0, 1, 0))  # of q(x^{t−1}|x^t,x⁰), slot 0 unused
 
     def holding(self, xt: Tensor, t: Tensor) -> Self:

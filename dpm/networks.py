@@ -134,7 +134,7 @@ def copying_layer(fan_in: int, width: int, copies: int, gain: float = 8.0) -> nn
     return layer
 
 
-Layer = TypeVar("Layer", bound=nn.Module)
+Layer = TypeVar("Layer", bound=nn.Module)  #: any module
 
 
 def mlp(inputs: int, width: int, layers: int, outputs: int) -> nn.Sequential:

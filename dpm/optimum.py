@@ -18,7 +18,7 @@ from dpm.entropy import lower
 from dpm.forward import Binomial, Chain, Gaussian, Law, Normal, at_time, everywhere
 from dpm.schedules import from_alpha_bar, shortest_paths
 
-STATES = 2_000_000  # the most states times points that `exact_K` visits at every t, or compares beforehand
+STATES = 2_000_000  #: the most states times points that `exact_K` visits at every t, or compares beforehand
 
 
 class Optimum:
@@ -27,7 +27,7 @@ class Optimum:
     Called like any reverse model.
     """
 
-    variance = 0.0  # of x⁰ around its point
+    variance = 0.0  #: of x⁰ around its point
 
     def __init__(self, points: Tensor, weights: Tensor | None = None):
         self.points = points

@@ -80,7 +80,7 @@ class Hint(Factor):
     log_odds is shaped to broadcast with x. ±∞ is a bit known (the delta), 0 one not heard of.
     """
 
-    log_odds: Tensor
+    log_odds: Tensor  #: log d/(1−d)
 
     def log(self, x: Tensor) -> Tensor:
         return per_sample(logsigmoid(torch.where(x > 0.5, self.log_odds, -self.log_odds)))
@@ -137,7 +137,7 @@ def _bits(law: Law) -> Bits:
     return law
 
 
-Choice = Callable[..., Factor]  # (r, q, t, x): r(x^t) from r(x⁰)
+Choice = Callable[..., Factor]  #: (r, q, t, x) → r(x^t), made from r(x⁰)
 
 
 def constant(r: Factor, q: Chain, t: Tensor, x: Tensor) -> Factor:

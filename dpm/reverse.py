@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 
 from dpm.forward import Bits, Chain, Law, Normal, at_time, everywhere
 
-Reverse = Callable[..., Law]  # (q, xt, t)
+Reverse = Callable[..., Law]  #: a reverse model: (q, xt, t) → the law of x^{t−1}
 
 
 def kernel_mean(x: Tensor, z: Tensor, sigma: Tensor, beta: Tensor) -> Tensor:

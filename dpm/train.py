@@ -17,8 +17,8 @@ from dpm.bound import estimate, stratified_steps
 from dpm.files import UserError, load_into, read_tensors, take, write_tensors
 from dpm.reverse import Diffusion
 
-Draw = Callable[[int, Generator], Tensor]
-Weights = tuple[Tensor, ...] | list[Tensor]
+Draw = Callable[[int, Generator], Tensor]  #: (n, generator) → x⁰ [n, …], fresh training data
+Weights = tuple[Tensor, ...] | list[Tensor]  #: the parameters of a model
 
 RECORD_STEPS = 50  # between two records
 CHECKPOINT_SECONDS = 20  # between two checkpoints: what a killed run can lose

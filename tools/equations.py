@@ -66,9 +66,11 @@ HEAD = """# Find an equation
 
 Every equation, table and figure of the paper: what it says, what in `dpm` names it as its own, the chapters that cite
 it, in **bold** where it is written out, and tests that check it, three at most. The test "networks: bumps are
-equation 63" is `test_bumps_are_equation_63` in `tests/test_networks.py`. `tools/equations.py` makes this page from
+equation 63" is `test_bumps_are_equation_63` in `tests/test_networks.py`. A small link under a formula in a chapter, and
+a citation in {doc}`the pages of the module <api>`, lead back to the row. `tools/equations.py` makes this page from
 docstrings, chapters and tests; a test fails when something has no place in one of the three.
 
+:::{div} index
 | | says | functions | chapters | tests |
 |---|---|---|---|---|
 """
@@ -95,16 +97,22 @@ def cited(text: str) -> set[str]:
     return found
 
 
+def anchor(row: str) -> str:
+    """The anchor of a row in the page: "row-14", "row-7" for "(7)–(8)", "row-table-app-1"."""
+    return "row-" + "-".join(re.findall(r"\w+", row.split("–")[0])).lower()
+
+
 def members(row: str) -> list[str]:
     """What a row of SAYS stands for: "(7)–(8)" is (7) and (8)."""
     return sorted(cited(row), key=lambda name: int(name.strip("()"))) if row.startswith("(") else [row]
 
 
 EVERYTHING = [name for row in SAYS for name in members(row)]
+ROWS = {name: anchor(row) for row in SAYS for name in members(row)}  # "(27)" is in the row "row-25"
 
 
 def homes(root: Path) -> dict[str, set[str]]:
-    """Functions, classes and methods of dpm, "bound.Bound", to what their docstrings cite.
+    """Functions, classes and methods of dpm with a docstring, "bound.Bound", to what it cites.
 
     Not so modules: "Figures 1 to 5" on top of a file would hide that one of them has no function.
     """
@@ -114,7 +122,8 @@ def homes(root: Path) -> dict[str, set[str]]:
         for prefix, scope in scopes:
             for node in scope.body:
                 if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-                    found[f"{prefix}.{node.name}"] = cited(ast.get_docstring(node) or "")
+                    if text := ast.get_docstring(node):
+                        found[f"{prefix}.{node.name}"] = cited(text)
                     if isinstance(node, ast.ClassDef):
                         scopes.append((f"{prefix}.{node.name}", node))
     return found
@@ -175,13 +184,16 @@ def missing(root: Path) -> dict[str, list[str]]:
     return {name: kinds for name, kinds in lacks.items() if kinds}
 
 
+def ends(words: str, target: dict[str, str]) -> list[tuple[str, str | None]]:
+    """What of a citation to link, and where to: all of it, or its two ends where they lead to two places."""
+    names = members(words)
+    first, last = target.get(names[0]), target.get(names[-1])
+    return [(words, first)] if first == last else [(names[0], first), (names[-1], last)]
+
+
 def label(row: str, target: dict[str, str]) -> str:
     """A row's name, linked to the formula in the book, or to the formulas at its two ends."""
-    names = members(row)
-    first, last = target.get(names[0]), target.get(names[-1])
-    if first == last:
-        return f"{{ref}}`{row} <{first}>`" if first else row
-    return "–".join(f"{{ref}}`{n} <{at}>`" if at else n for n, at in ((names[0], first), (names[-1], last)))
+    return "–".join(f"{{ref}}`{words} <{to}>`" if to else words for words, to in ends(row, target))
 
 
 def page(root: Path) -> str:
@@ -194,9 +206,9 @@ def page(root: Path) -> str:
         code = [f"{{py:obj}}`{name} <dpm.{name}>`" for name in functions if functions[name] & of]
         book = [chapter(name, bool(written[name] & of)) for name in texts if texts[name] & of]
         test = [title(name) for name in checks if checks[name] & of][:FEW]
-        cells = [label(row, target), says, ", ".join(code), ", ".join(book), "; ".join(test)]
+        cells = [f"[{label(row, target)}]{{#{anchor(row)}}}", says, ", ".join(code), ", ".join(book), "; ".join(test)]
         text += f"| {' | '.join(cells)} |\n"
-    return text
+    return text + ":::\n"
 
 
 def chapter(name: str, bold: bool) -> str:
