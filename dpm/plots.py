@@ -81,6 +81,16 @@ def clouds(points: Sequence[Tensor], titles: Sequence[str]) -> Figure:
     return figure
 
 
+def coloured(clouds: Sequence[Tensor], place: Tensor, titles: Sequence[str]) -> Figure:
+    """Sets of the same n points of the plane, each [n, 2], side by side; a point's colour, by `place` [n], stays."""
+    figure, axes = panels(1, len(clouds), size=3.2, sharey=True)
+    for axis, x, title in zip(axes[0], clouds, titles, strict=True):
+        axis.scatter(x[:, 0], x[:, 1], c=place, s=4, cmap="viridis", vmin=-2, vmax=2)
+        axis.set(title=title, xlim=(-2.6, 2.6), ylim=(-2.6, 2.6), aspect="equal", xlabel="$x_1$")
+    axes[0, 0].set_ylabel("$x_2$")
+    return figure
+
+
 def fields(grid: Tensor, drift: Sequence[Tensor], titles: Sequence[str]) -> Figure:
     """The drift f_μ(x^t,t) − x^t on a grid [m, 2] at several t, each [m, 2]."""
     figure, axes = panels(1, len(drift), size=3.2, sharey=True)
