@@ -84,6 +84,29 @@ def clouds(points: Sequence[Tensor], titles: Sequence[str]) -> Figure:
     return figure
 
 
+<<<<<<< HEAD
+=======
+def coloured(clouds: Sequence[Tensor], place: Tensor, titles: Sequence[str]) -> Figure:
+    """Sets of the same n points of the plane, each [n, 2], side by side; a point's colour, by `place` [n], stays."""
+    figure, axes = panels(1, len(clouds), size=3.2, sharey=True)
+    for axis, x, title in zip(axes[0], clouds, titles, strict=True):
+        axis.scatter(x[:, 0], x[:, 1], c=place, s=4, cmap="viridis", vmin=-2, vmax=2)
+        axis.set(title=title, xlim=(-2.6, 2.6), ylim=(-2.6, 2.6), aspect="equal", xlabel="$x_1$")
+    axes[0, 0].set_ylabel("$x_2$")
+    return figure
+
+
+def fields(grid: Tensor, drift: Sequence[Tensor], titles: Sequence[str]) -> Figure:
+    """The drift f_μ(x^t,t) − x^t on a grid [m, 2] at several t, each [m, 2]."""
+    figure, axes = panels(1, len(drift), size=3.2, sharey=True)
+    for axis, arrows, title in zip(axes[0], drift, titles, strict=True):
+        draw_field(axis, grid, arrows, title)
+        axis.set_xlabel("$x_1$")
+    axes[0, 0].set_ylabel("$x_2$")
+    return figure
+
+
+>>>>>>> w5_after
 def bits_figure(left: Tensor, right: Tensor, titles: tuple[str, str]) -> Figure:
     """Figure 2: two sets of binary sequences [n, length], one a row; a 1 is dark."""
     figure, axes = panels(1, 2, size=3.6, sharey=True)

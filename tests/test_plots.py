@@ -33,6 +33,14 @@ def test_every_axis_has_a_label_and_the_points_it_was_given(points):
     assert figure.axes[0].get_ylabel()
 
 
+def test_a_point_keeps_its_colour_from_cloud_to_cloud(points):
+    place = torch.linspace(-2, 2, 50)
+    figure = plots.coloured([points, -points], place, ["before", "after"])
+    for axes, x in zip(figure.axes, (points, -points), strict=True):
+        assert np.array_equal(axes.collections[0].get_offsets(), x)
+        assert np.array_equal(axes.collections[0].get_array(), place)
+
+
 def test_figure_1_is_three_rows_of_three(points):
     figure = plots.roll_figure([points] * 3, [points] * 3, points, [-points] * 3)
     assert len(figure.axes) == 9
