@@ -21,6 +21,7 @@ from torch import Tensor
 
 PALETTE = seaborn.color_palette("colorblind")
 BLUE, ORANGE, GREEN = PALETTE[:3]
+WIDTH = 6.0  # inches of a whole figure: on a telephone its smallest type is then still nine pixels high
 
 
 class Picture(Figure):
@@ -53,7 +54,7 @@ def roll_figure(forward: Sequence[Tensor], reverse: Sequence[Tensor], grid: Tens
 
     forward, reverse: three [n, 2] each; grid [m, 2] and drift, three [m, 2].
     """
-    figure, axes = panels(3, 3, sharex=True, sharey=True)
+    figure, axes = panels(3, 3, size=WIDTH / 3, sharex=True, sharey=True)
     for column, when in enumerate(("t = 0", "t = T/2", "t = T")):
         scatter(axes[0, column], forward[column], f"forward q, {when}")
         scatter(axes[1, column], reverse[column], f"reverse p, {when}", ORANGE)
@@ -73,7 +74,8 @@ def draw_field(axes: Axes, grid: Tensor, drift: Tensor, title: str) -> None:
 
 def clouds(points: Sequence[Tensor], titles: Sequence[str]) -> Figure:
     """Sets of points of the plane, each [n, 2], side by side."""
-    figure, axes = panels(1, len(points), size=3.2, sharey=True)
+    figure, axes = panels(1, len(points), size=WIDTH / len(points), sharey=True)
+    figure.set_figheight(WIDTH / len(points) + 0.5)  # for titles and labels
     for axis, x, title in zip(axes[0], points, titles, strict=True):
         scatter(axis, x, title, BLUE if title == "data" else ORANGE, reach=2.6)
         axis.set_xlabel("$x_1$")
@@ -83,7 +85,8 @@ def clouds(points: Sequence[Tensor], titles: Sequence[str]) -> Figure:
 
 def fields(grid: Tensor, drift: Sequence[Tensor], titles: Sequence[str]) -> Figure:
     """The drift f_μ(x^t,t) − x^t on a grid [m, 2] at several t, each [m, 2]."""
-    figure, axes = panels(1, len(drift), size=3.2, sharey=True)
+    figure, axes = panels(1, len(drift), size=WIDTH / len(drift), sharey=True)
+    figure.set_figheight(WIDTH / len(drift) + 0.5)  # for titles and labels
     for axis, arrows, title in zip(axes[0], drift, titles, strict=True):
         draw_field(axis, grid, arrows, title)
         axis.set_xlabel("$x_1$")
@@ -93,7 +96,7 @@ def fields(grid: Tensor, drift: Sequence[Tensor], titles: Sequence[str]) -> Figu
 
 def bits_figure(left: Tensor, right: Tensor, titles: tuple[str, str]) -> Figure:
     """Figure 2: two sets of binary sequences [n, length], one a row; a 1 is dark."""
-    figure, axes = panels(1, 2, size=3.6, sharey=True)
+    figure, axes = panels(1, 2, size=WIDTH / 2, sharey=True)
     for axis, bits, title in zip(axes[0], (left, right), titles, strict=True):
         draw_bits(axis, bits, title)
     axes[0, 0].set_ylabel("sequence")
@@ -148,7 +151,7 @@ def restoration(x0: Tensor, seen: Tensor, restored: Tensor) -> Figure:
     """
     few = len(x0) < 3
     shape = (len(x0), 3) if few else (3, len(x0))
-    figure, axes = panels(*shape, size=max(1.0, 8 / shape[1]))
+    figure, axes = panels(*shape, size=WIDTH / shape[1])
     low, high = np.quantile(x0.numpy(), (0.01, 0.99))
     sets = zip(axes.T if few else axes, (x0, seen, restored), ("held out", "seen", "restored"), strict=True)
     for places, images, name in sets:
@@ -159,17 +162,20 @@ def restoration(x0: Tensor, seen: Tensor, restored: Tensor) -> Figure:
 
 
 def strip(images: dict[str, Tensor]) -> Figure:
-    """Named pictures [C, H, W] of any sizes; in each, black is its least number and white its greatest."""
-    figure, axes = panels(1, len(images), size=1.9)
-    for axis, (title, image) in zip(axes[0], images.items(), strict=True):
+    """Named pictures [C, H, W] of any sizes, three a row; in each, black is its least number and white its greatest."""
+    columns = min(3, len(images))
+    figure, axes = panels(math.ceil(len(images) / columns), columns, size=WIDTH / columns)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, (title, image) in zip(axes.flat, images.items(), strict=False):
         draw_image(axis, image, float(image.min()), float(image.max()))
-        axis.set_title(title, fontsize="small")
+        axis.set_title(title)
     return figure
 
 
 def side_by_side(pictures: dict[str, Tensor]) -> Figure:
     """Figures 4 and 5: named pictures [C, H, W]; black and white are the 1st and 99th percentile of the first."""
-    figure, axes = panels(1, len(pictures), size=3)
+    figure, axes = panels(1, len(pictures), size=WIDTH / len(pictures))
     low, high = np.quantile(next(iter(pictures.values())).numpy(), (0.01, 0.99))
     for axis, (title, image) in zip(axes[0], pictures.items(), strict=True):
         axis.set_title(title)
@@ -182,7 +188,7 @@ SAMPLES: dict[str, Callable[[Tensor], Figure]] = {"swiss_roll": roll_samples, "h
 
 def curves(x: Sequence[float] | Tensor, lines: dict[str, Tensor], xlabel: str, ylabel: str, **axes_options) -> Figure:
     """Lines over one axis, named in a legend."""
-    figure = Picture(figsize=(6.4, 3.6), layout="constrained")
+    figure = Picture(figsize=(WIDTH, 3.6), layout="constrained")
     axes = figure.subplots()
     for (name, y), dash in zip(lines.items(), ("-", "--", "-.", ":") * 2, strict=False):
         axes.plot(x, y, dash, label=name)
@@ -195,7 +201,7 @@ def curves(x: Sequence[float] | Tensor, lines: dict[str, Tensor], xlabel: str, y
 
 def lost(rows: dict[str, dict[str, float]], xlabel: str) -> Figure:
     """What K lacks of the truth, a bar a model: lost by the edge step, by kernel and schedule, in training."""
-    figure = Picture(figsize=(6.4, 1.2 + 0.5 * len(rows)), layout="constrained")
+    figure = Picture(figsize=(WIDTH, 1.2 + 0.5 * len(rows)), layout="constrained")
     axes = figure.subplots()
     left = np.zeros(len(rows))
     for part, colour in zip(("edge", "kernel_and_schedule", "training"), PALETTE, strict=False):
@@ -211,7 +217,7 @@ def lost(rows: dict[str, dict[str, float]], xlabel: str) -> Figure:
 
 def pairs(rows: dict[str, tuple[float, float]], names: tuple[str, str], xlabel: str) -> Figure:
     """Tables 1 and 2 as bars: two values a row, each written at its end."""
-    figure = Picture(figsize=(6.4, 1 + 0.7 * len(rows)), layout="constrained")
+    figure = Picture(figsize=(WIDTH, 1 + 0.7 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for k, (name, colour) in enumerate(zip(names, PALETTE, strict=False)):
         places = np.arange(len(rows)) + 0.4 * k - 0.2
@@ -229,7 +235,7 @@ def rates(levels: Sequence[Tensor], costs: Sequence[Tensor], titles: Sequence[st
     """One picture a schedule: its noise variance at t = 1…T, on a scale of odds, and what steps 2…T cost, in bits."""
     figures: list[Figure] = []
     for level, cost, title in zip(levels, costs, titles, strict=True):
-        figure = Picture(figsize=(6.4, 3.2), layout="constrained")
+        figure = Picture(figsize=(WIDTH, 3.2), layout="constrained")
         left, right = figure.subplots(1, 2)
         left.plot(np.arange(1, len(level) + 1), level, ".-", color=BLUE)
         left.set(yscale="logit", xlabel="step t", ylabel="noise variance", ylim=(5e-5, 0.9995))
@@ -244,7 +250,7 @@ def rates(levels: Sequence[Tensor], costs: Sequence[Tensor], titles: Sequence[st
 
 def histograms(samples: dict[str, Tensor], xlabel: str, mark: float) -> Figure:
     """Log densities of several samples [n] over the same bins, named in a legend; a dotted line at `mark`."""
-    figure = Picture(figsize=(6.4, 3.6), layout="constrained")
+    figure = Picture(figsize=(WIDTH, 3.6), layout="constrained")
     axes = figure.subplots()
     bins = np.histogram_bin_edges(np.concatenate([values.numpy() for values in samples.values()]), 60)
     for name, values in samples.items():
@@ -322,7 +328,7 @@ def ruler(
 
     A dotted line at `mark`; the rows named in `stray` are orange crosses.
     """
-    figure = Picture(figsize=(7.2, 0.28 * len(values) + 1.6), layout="constrained")
+    figure = Picture(figsize=(WIDTH, 0.28 * len(values) + 1.6), layout="constrained")
     axes = figure.subplots()
     for row, (name, value) in enumerate(values.items()):
         sign, colour = ("x", ORANGE) if name in stray else ("o", BLUE)

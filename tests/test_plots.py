@@ -175,3 +175,22 @@ def test_controls_refuse_a_slider_that_changes_nothing():
 
     with pytest.raises(ValueError, match="idle"):
         plots.controls(line, height=(1, 2), idle=(1, 2))
+
+
+def test_type_can_be_read_on_a_telephone(points):
+    """There a figure is 360 pixels wide; its smallest type is then still nine pixels high."""
+    plots.style()
+    line = torch.linspace(0, 1, 5)
+    for figure in (
+        plots.curves(line, {"one": line, "two": line**2}, "x", "y"),
+        plots.clouds([points] * 3, ["data", "one", "two"]),
+        plots.fields(points, [points] * 3, ["t = 2", "t = 20", "t = 40"]),
+        plots.roll_figure([points] * 3, [points] * 3, points, [points] * 3),
+        plots.histograms({"one": points[:, 0]}, "x", 0.0),
+        plots.side_by_side({str(k): torch.eye(4)[None] for k in range(3)}),
+        plots.strip({str(k): torch.eye(4)[None] for k in range(6)}),
+    ):
+        shown = 360 / (figure.get_figwidth() * figure.dpi)
+        for axes in figure.axes:
+            for text in (axes.title, axes.xaxis.label, *axes.get_xticklabels(), *axes.get_yticklabels()):
+                assert text.get_fontsize() * figure.dpi / 72 * shown >= 9
