@@ -248,6 +248,24 @@ def rates(levels: Sequence[Tensor], costs: Sequence[Tensor], titles: Sequence[st
     return figures
 
 
+def split_costs(level: Tensor, restored: Tensor, lost: Tensor, title: str, top: float) -> Figure:
+    """What each step of (14) costs: a bar from one noise level, as log odds, to the next, so that areas are bits.
+
+    level [T] at t = 1…T; bits that step t = 2…T must restore, and above them those it loses, [T−1] each; y up to `top`.
+    """
+    figure = Picture(figsize=(WIDTH, 3.4), layout="constrained")
+    axes = figure.subplots()
+    width = level.diff()
+    heights, bottom = (restored / width, lost / width), 0 * lost
+    for height, colour, name in zip(heights, (BLUE, ORANGE), ("restored", "lost"), strict=True):
+        axes.bar(level[:-1], height, width, bottom, align="edge", color=colour, edgecolor="white", lw=0.3, label=name)
+        bottom = bottom + height
+    axes.set(xlabel="log odds of the noise", ylabel="bits per unit of log odds", ylim=(0, top), title=title)
+    axes.legend()
+    seaborn.despine(figure)
+    return figure
+
+
 def histograms(samples: dict[str, Tensor], xlabel: str, mark: float) -> Figure:
     """Log densities of several samples [n] over the same bins, named in a legend; a dotted line at `mark`."""
     figure = Picture(figsize=(WIDTH, 3.6), layout="constrained")
