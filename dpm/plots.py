@@ -152,6 +152,7 @@ def restoration(x0: Tensor, seen: Tensor, restored: Tensor) -> Figure:
     few = len(x0) < 3
     shape = (len(x0), 3) if few else (3, len(x0))
     figure, axes = panels(*shape, size=WIDTH / shape[1])
+    figure.set_figheight(shape[0] * WIDTH / shape[1] + (0.3 if few else 0.9))  # for titles
     low, high = np.quantile(x0.numpy(), (0.01, 0.99))
     sets = zip(axes.T if few else axes, (x0, seen, restored), ("held out", "seen", "restored"), strict=True)
     for places, images, name in sets:
@@ -176,6 +177,7 @@ def strip(images: dict[str, Tensor]) -> Figure:
 def side_by_side(pictures: dict[str, Tensor]) -> Figure:
     """Figures 4 and 5: named pictures [C, H, W]; black and white are the 1st and 99th percentile of the first."""
     figure, axes = panels(1, len(pictures), size=WIDTH / len(pictures))
+    figure.set_figheight(WIDTH / len(pictures) + 0.3)  # for titles
     low, high = np.quantile(next(iter(pictures.values())).numpy(), (0.01, 0.99))
     for axis, (title, image) in zip(axes[0], pictures.items(), strict=True):
         axis.set_title(title)
