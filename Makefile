@@ -17,7 +17,7 @@ book: $(READY)  ## build the book and say where to open it
 	@echo "Open file://$(CURDIR)/_build/html/index.html"
 
 test: lint book  ## check everything: style and types, units, every number in the book, the pages
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests -n 2 --dist loadfile -rs
 	$(NBVAL) -n 2 --dist loadfile
 
 lint: $(READY)

@@ -14,6 +14,7 @@ from IPython.display import HTML
 from ipywidgets import Image as LiveImage
 from ipywidgets import SelectionSlider, VBox
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from PIL import Image
@@ -22,6 +23,8 @@ from torch import Tensor
 PALETTE = seaborn.color_palette("colorblind")
 BLUE, ORANGE, GREEN = PALETTE[:3]
 WIDTH = 6.0  # inches of a whole figure: on a telephone its smallest type is then still nine pixels high
+SPIRAL = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.9, 12)))  # few shades, or a frame is heavy
+BITS = ListedColormap(["white", BLUE, ORANGE])
 
 
 class Picture(Figure):
@@ -78,17 +81,6 @@ def clouds(points: Sequence[Tensor], titles: Sequence[str]) -> Figure:
     figure.set_figheight(WIDTH / len(points) + 0.5)  # for titles and labels
     for axis, x, title in zip(axes[0], points, titles, strict=True):
         scatter(axis, x, title, BLUE if title == "data" else ORANGE, reach=2.6)
-        axis.set_xlabel("$x_1$")
-    axes[0, 0].set_ylabel("$x_2$")
-    return figure
-
-
-def fields(grid: Tensor, drift: Sequence[Tensor], titles: Sequence[str]) -> Figure:
-    """The drift f_μ(x^t,t) − x^t on a grid [m, 2] at several t, each [m, 2]."""
-    figure, axes = panels(1, len(drift), size=WIDTH / len(drift), sharey=True)
-    figure.set_figheight(WIDTH / len(drift) + 0.5)  # for titles and labels
-    for axis, arrows, title in zip(axes[0], drift, titles, strict=True):
-        draw_field(axis, grid, arrows, title)
         axis.set_xlabel("$x_1$")
     axes[0, 0].set_ylabel("$x_2$")
     return figure
@@ -234,16 +226,17 @@ def pairs(rows: dict[str, tuple[float, float]], names: tuple[str, str], xlabel: 
 
 
 def rates(levels: Sequence[Tensor], costs: Sequence[Tensor], titles: Sequence[str]) -> list[Figure]:
-    """One picture a schedule: its noise variance at t = 1…T, on a scale of odds, and what steps 2…T cost, in bits."""
+    """One picture a schedule: its noise variance at t = 1…T, on a scale of odds, and beside each of the steps 2…T, at
+    the same height, what it costs, in bits."""
     figures: list[Figure] = []
     for level, cost, title in zip(levels, costs, titles, strict=True):
-        figure = Picture(figsize=(WIDTH, 3.2), layout="constrained")
-        left, right = figure.subplots(1, 2)
+        figure = Picture(figsize=(5.8, 3.6), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
         left.plot(np.arange(1, len(level) + 1), level, ".-", color=BLUE)
         left.set(yscale="logit", xlabel="step t", ylabel="noise variance", ylim=(5e-5, 0.9995))
         left.yaxis.set_minor_formatter(NullFormatter())
-        right.bar(np.arange(2, len(level) + 1), cost, color=ORANGE)
-        right.set(xlabel="step t", ylabel="cost (bits)", ylim=(0, 1.05 * max(float(cost.max()) for cost in costs)))
+        right.hlines(level[1:], 0, cost, color=ORANGE, lw=1.2)
+        right.set(xlabel="cost of the step (bits)", xlim=(0, 1.05 * max(float(cost.max()) for cost in costs)))
         figure.suptitle(title)
         seaborn.despine(figure)
         figures.append(figure)
@@ -293,15 +286,46 @@ def dissolving(frames: Sequence[Tensor], label: Callable[[int], str], colour=BLU
     return figures
 
 
-def bit_frames(frames: Sequence[Tensor], titles: Sequence[str]) -> list[Figure]:
-    """One picture a time step of binary sequences [n, length], one a row; a 1 is dark."""
-    figures = []
-    for bits, title in zip(frames, titles, strict=True):
-        figure, axes = panels(1, 1, size=4)
-        draw_bits(axes[0, 0], bits, title)
-        axes[0, 0].set_ylabel("sequence")
-        figures.append(figure)
-    return figures
+def moment(t: int, lines: dict[str, Tensor], ylabel: str, **axes_options) -> tuple[Figure, Axes]:
+    """One moment of a chain: a square panel to draw in; below it lines over t = 0…T, [T+1] each, with dots at t."""
+    figure = Picture(figsize=(4, 5.9))
+    above, below = figure.add_axes((0.19, 0.421, 0.77, 0.522)), figure.add_axes((0.19, 0.095, 0.77, 0.18))
+    for (name, y), dash in zip(lines.items(), ("-", "--", ":"), strict=False):
+        (line,) = below.plot(y, dash, color="black", lw=1, label=name)
+        below.plot(t, y[t], "o", color=line.get_color())
+    above.set(title=f"t = {t}")
+    below.set(xlabel="step t", ylabel=ylabel, **axes_options)
+    if len(lines) > 1:
+        below.legend(ncols=len(lines), loc="lower right", bbox_to_anchor=(1, 0.95), frameon=False, columnspacing=1)
+    seaborn.despine(ax=below)
+    return figure, above
+
+
+def roll_moment(
+    x: Tensor, place: Tensor, t: int, lines: dict[str, Tensor], ylabel: str, drift: Tensor | None = None, **axes_options
+) -> Figure:
+    """Points of the plane [n, 2], each in the colour of its `place` in 0…1, [n]; lines over t as `moment` has them.
+
+    drift [m, m, 2, 2]: places on a square grid and the arrows there, scaled so that two in three fit their cell; longer
+    ones are cut.
+    """
+    figure, axes = moment(t, lines, ylabel, **axes_options)
+    if drift is not None:
+        grid, arrows = drift.flatten(0, 1).unbind(1)
+        length = arrows.norm(dim=1, keepdim=True)
+        arrows = arrows / length.clamp(min=float(length.quantile(0.67))) * 0.9 * (grid[1] - grid[0]).norm()
+        axes.quiver(*grid.T, *arrows.T, color="grey", angles="xy", scale_units="xy", scale=1, width=0.005)
+    axes.scatter(x[:, 0], x[:, 1], s=4, c=place, cmap=SPIRAL, vmin=0, vmax=1, linewidths=0)
+    axes.set(xlim=(-3.2, 3.2), ylim=(-3.2, 3.2), xlabel="$x_1$", ylabel="$x_2$")
+    return figure
+
+
+def bit_moment(x: Tensor, data: Tensor, t: int, lines: dict[str, Tensor], ylabel: str, **axes_options) -> Figure:
+    """Binary sequences [n, length], one a row: a 1 is blue where `data`, of the same shape, has it too, else orange."""
+    figure, axes = moment(t, lines, ylabel, **axes_options)
+    axes.imshow(x * (2 - data), cmap=BITS, vmin=0, vmax=2, aspect="auto", interpolation="nearest")
+    axes.set(xlabel="bin", ylabel="sequence")
+    return figure
 
 
 def between(panels: dict[str, tuple[Tensor, Tensor, Tensor]]) -> Figure:
@@ -309,7 +333,7 @@ def between(panels: dict[str, tuple[Tensor, Tensor, Tensor]]) -> Figure:
 
     Above as they are, below less the lower bound.
     """
-    figure = Picture(figsize=(4 * len(panels), 6), layout="constrained")
+    figure = Picture(figsize=(3.3 * len(panels), 5.6), layout="constrained")
     axes = figure.subplots(2, len(panels), sharex="col", squeeze=False)
     for column, (title, (low, value, high)) in zip(axes.T, panels.items(), strict=True):
         t = np.arange(1, len(value) + 1)
@@ -325,19 +349,87 @@ def between(panels: dict[str, tuple[Tensor, Tensor, Tensor]]) -> Figure:
     return figure
 
 
+def trap(low: Tensor, value: Tensor, high: Tensor, title: str, reach: float, density: float) -> Figure:
+    """Both sides of (24) and the exact value between them, in nats, [T] each, against t/T, a stair a step.
+
+    Left as they are, from `reach` down by a factor of 300. Right less the lower side and times T, up to `density`, so
+    that an area is a sum over all steps.
+    """
+    figure = Picture(figsize=(5.8, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    edges = np.linspace(0, 1, len(value) + 1)
+    for axes, base, times in ((left, 0, 1), (right, low, len(value))):
+        below, exact, above = (times * (side - base).numpy() for side in (low, value, high))
+        axes.stairs(above, edges, baseline=below, fill=True, color=BLUE, alpha=0.3, label="between the bounds")
+        axes.stairs(exact, edges, baseline=None, color=ORANGE, lw=1.5, label="exact")
+        axes.set(xlabel="t/T", xlim=(0, 1), xticks=(0, 0.5, 1), box_aspect=1)
+    left.set(title="one step (nats)", yscale="log", ylim=(reach / 300, reach))
+    right.set(title="T × above lower (nats)", ylim=(min(0.0, float(len(value) * (high - low).min())), density))
+    right.legend()
+    figure.suptitle(title)
+    seaborn.despine(figure)
+    return figure
+
+
 def posteriors(curve: Tensor, clouds: Sequence[Tensor], titles: Sequence[str], y: tuple[float, float | None]) -> Figure:
     """Samples [n, 2] of posteriors on the roll, over its whole curve [m, 2]; a cross where y was seen, or a line where
-    only its first coordinate is known."""
-    figure, axes = panels(1, len(clouds), size=3.2, sharey=True)
-    for axis, x, title in zip(axes[0], clouds, titles, strict=True):
+    only its first coordinate is known. Two panels a row."""
+    figure, axes = panels(math.ceil(len(clouds) / 2), min(2, len(clouds)), size=3.2, sharex=True, sharey=True)
+    for axis, x, title in zip(axes.flat, clouds, titles, strict=True):
         axis.plot(curve[:, 0], curve[:, 1], color="lightgrey", lw=1)
         scatter(axis, x, title, ORANGE, reach=2.6)
         if y[1] is None:
             axis.axvline(y[0], color="black", ls=":")
         else:
             axis.plot(*y, "x", color="black", ms=9, mew=2)
+    for axis in axes[-1]:
         axis.set_xlabel("$x_1$")
-    axes[0, 0].set_ylabel("$x_2$")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("$x_2$")
+    return figure
+
+
+def unrolled(
+    curve: Tensor, x: Tensor, y: tuple[float, float], s: float, shares: dict[str, Tensor], title: str
+) -> Figure:
+    """A posterior on the roll: left, samples [n, 2] over the curve [m, 2], y a cross in its circle of radius s; right,
+    how much of it each part of the curve has, [parts], by several accounts, in units of the first one's largest."""
+    figure = Picture(figsize=(5.8, 3.3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(curve[:, 0], curve[:, 1], color="lightgrey", lw=1)
+    scatter(left, x, title, ORANGE, reach=2.6)
+    left.plot(*y, "x", color="black", ms=8, mew=2)
+    turn = np.linspace(0, 2 * np.pi, 200)
+    left.plot(y[0] + s * np.cos(turn), y[1] + s * np.sin(turn), color="black", ls=":")
+    left.set(xlabel="$x_1$", ylabel="$x_2$")
+    largest = next(iter(shares.values())).max()
+    for (name, share), colour, filled in zip(shares.items(), (BLUE, ORANGE), (True, False), strict=True):
+        edges = np.linspace(0, 1, len(share) + 1)
+        right.stairs(share / largest, edges, color=colour, fill=filled, alpha=0.4 if filled else 1, lw=1.5, label=name)
+    right.set(title="share, unrolled", xlabel="place along the curve", yticks=(0, 1), ylim=(0, 2), box_aspect=1)
+    right.legend(loc="upper right")
+    return figure
+
+
+def melting(
+    u: Tensor, true: Tensor, best: Tensor, betas: Sequence[float], losses: Tensor, at: int, title: str
+) -> Figure:
+    """Section 2.2: a reverse law and the nearest Gaussian, densities over u, at rate betas[at]; beside them the KL
+    between the two, nats, at all rates, with a cross at this one and a dotted line of order three through the last."""
+    figure = Picture(figsize=(5.8, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(u, true, color=BLUE, label="true law")
+    left.plot(u, best, "--", color=ORANGE, label="best Gaussian")
+    left.set(title=title, xlabel="standard deviations", ylabel="density", ylim=(0, 0.75))
+    left.legend(loc="upper right", fontsize="small")
+    third = float(losses[-1]) * (np.array(betas) / betas[-1]) ** 3
+    right.plot(betas, third, ":", color="grey", label="order three")
+    right.plot(betas, losses, color=BLUE)
+    right.plot(betas[at], losses[at], "X", color=ORANGE, ms=10)
+    right.set(title="KL between them (nats)", xlabel="β", xscale="log", yscale="log")
+    right.set_ylim(float(losses.min()) / 3, 3 * float(losses.max()))
+    right.legend(loc="lower right", fontsize="small")
+    seaborn.despine(figure)
     return figure
 
 
@@ -382,7 +474,7 @@ def controls(draw: Callable[..., Figure], **choices: Sequence) -> VBox:
     for name, values in choices.items():
         if png(draw(**middle | {name: values[0]})) == png(draw(**middle | {name: values[-1]})):
             raise ValueError(f"the figure is the same at both ends of the slider {name!r}")
-    image = LiveImage(value=png(draw(**middle)))
+    image = LiveImage(value=png(draw(**middle)), layout={"align_self": "flex-start"})  # its own size, not the page's
     sliders = {
         name: SelectionSlider(options=values, value=middle[name], description=name, continuous_update=False)
         for name, values in choices.items()

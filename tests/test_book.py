@@ -3,6 +3,7 @@
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import nbformat
 import pytest
@@ -37,7 +38,8 @@ def test_every_figure_has_alt_text_and_a_caption(path):
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_every_chapter_asserts(path):
     """A printed number stands in a cell that checks something."""
-    printing = [cell.source for cell in code_cells(path) if "print(" in cell.source and "def " not in cell.source]
+    sources = [cell.source for cell in code_cells(path) if "def " not in cell.source]
+    printing = [source for source in sources if "print(" in source or "Markdown(" in source]
     assert printing and all("assert" in source for source in printing)
 
 
@@ -115,37 +117,72 @@ def test_a_chapter_closes_with_practice_reading_and_the_next_page(chapter):
     assert text.rstrip().endswith(last) and re.search(rf"{{doc}}`([^`]+<)?{following}>?`", last)
 
 
-class Loads(HTMLParser):
-    """What a page loads by itself: scripts, pictures, stylesheets."""
+def test_the_opening_page_maps_every_chapter_and_every_file():
+    """From sections to chapters and to `dpm`, less the files that hold nothing of the paper."""
+    page = "".join(cell.source for cell in nbformat.read(ROOT / "chapters" / "index.ipynb", as_version=4).cells)
+    _, chart = page.split("## From the paper to the code")
+    for path in CHAPTERS:
+        assert path.stem == "index" or f"{{doc}}`{path.stem}`" in chart, path.stem
+    files = {path.stem for path in (ROOT / "dpm").glob("*.py")}
+    assert files - set(re.findall(r"dpm\.(\w+)`", chart)) == {"__init__", "__main__", "files", "fetch", "plots"}
 
-    def __init__(self):
+
+LEADING = {"canonical", "index", "search", "next", "prev"}  # relations of a <link> that loads nothing
+
+
+class Page(HTMLParser):
+    """What a page loads by itself, where its links lead, where links may lead in it, and pictures that say nothing."""
+
+    def __init__(self, path):
         super().__init__()
-        self.urls = []
+        self.loads, self.links, self.places, self.mute = [], [], set(), []
+        self.feed(path.read_text(encoding="utf8"))
 
     def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
+        attributes = {name: value or "" for name, value in attrs}
         if tag in ("script", "img", "iframe", "source", "video", "audio", "embed"):
-            self.urls.append(attributes.get("src") or "")
-        elif tag == "link" and not {"canonical", "index", "search", "next", "prev"} & set(
-            (attributes.get("rel") or "").split()
-        ):
-            self.urls.append(attributes.get("href") or "")
+            self.loads.append(attributes.get("src", ""))
+        elif tag == "link" and not LEADING & set(attributes.get("rel", "").split()):
+            self.loads.append(attributes.get("href", ""))
+        elif tag == "a" and "href" in attributes:
+            self.links.append(attributes["href"])
+        if tag == "img" and not attributes.get("alt", "").strip():
+            self.mute.append(attributes.get("src", ""))
+        self.places |= {attributes[name] for name in ("id", "name") if name in attributes}
 
 
-def built_pages():
-    pages = sorted(page for page in HTML.rglob("*.html") if "_static" not in page.parts)
-    assert len(pages) > len(CHAPTERS), "build the book first: make book"
-    return pages
+@pytest.fixture(scope="module")
+def pages():
+    found = sorted(page for page in HTML.rglob("*.html") if "_static" not in page.parts)
+    assert len(found) > len(CHAPTERS), "build the book first: make book"
+    return {page: Page(page) for page in found}
 
 
-def test_no_page_loads_from_outside():
-    for page in built_pages():
-        parser = Loads()
-        parser.feed(page.read_text(encoding="utf8"))
-        for url in parser.urls:
-            assert not re.match(r"(https?:)?//", url), (page.name, url)
+def outside(url):
+    return re.match(r"(https?:)?//|mailto:", url)
+
+
+def test_no_page_loads_from_outside(pages):
+    for path, page in pages.items():
+        for url in page.loads:
+            assert not outside(url), (path.name, url)
             local = url.split("?")[0].split("#")[0]
-            assert not local or url.startswith("data:") or (page.parent / local).exists(), (page.name, url)
+            assert not local or url.startswith("data:") or (path.parent / local).exists(), (path.name, url)
+
+
+def test_every_link_leads_somewhere(pages):
+    for path, page in pages.items():
+        for url in page.links:
+            target, _, place = unquote(url).partition("#")
+            there = (path.parent / target).resolve() if target else path
+            if not outside(url):
+                assert there.exists(), (path.name, url)
+                assert not place or there not in pages or place in pages[there].places, (path.name, url)
+
+
+def test_every_picture_has_words(pages):
+    for path, page in pages.items():
+        assert page.mute == [], path.name
 
 
 def test_no_stylesheet_loads_from_outside():
@@ -153,9 +190,9 @@ def test_no_stylesheet_loads_from_outside():
         assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", sheet.read_text(encoding="utf8")), sheet
 
 
-def test_no_page_is_heavy():
-    for page in built_pages():
-        assert page.stat().st_size < 2.5e6, page.name
+def test_no_page_is_heavy(pages):
+    assert all(path.stat().st_size < 2.5e6 for path in pages)
+    assert sum(path.stat().st_size for path in HTML.rglob("*") if path.is_file()) < 40e6
 
 
 @pytest.mark.parametrize(("name", "setting"), SHIPPED)

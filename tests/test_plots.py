@@ -137,8 +137,57 @@ def test_rates_draw_levels_and_costs():
     (figure,) = plots.rates([level], [cost], ["one"])
     left, right = figure.axes
     assert np.allclose(left.lines[0].get_ydata(), level) and left.get_yscale() == "logit"
-    assert np.allclose([bar.get_height() for bar in right.patches], cost)
-    assert [round(bar.get_x() + bar.get_width() / 2) for bar in right.patches] == [2, 3]
+    ends = np.array(right.collections[0].get_segments())  # each from (0, level) to (cost, level)
+    assert np.allclose(ends, [[(0, 0.5), (0.3, 0.5)], [(0, 0.9), (0.2, 0.9)]])
+    assert right.get_ylim() == left.get_ylim()
+
+
+def area(stairs):
+    values, edges, baseline = stairs.get_data()
+    return float(((values - (0 if baseline is None else baseline)) * np.diff(edges)).sum())
+
+
+def test_a_trap_keeps_sums_over_steps_as_areas():
+    """(24): on the right T times nats over t/T."""
+    low, value, high = (torch.tensor(side) for side in ([0.0, 1.0, 2.0], [0.5, 1.5, 2.5], [1.0, 3.0, 2.5]))
+    left, right = plots.trap(low, value, high, "T = 3", reach=10, density=8).axes
+    assert np.isclose(area(right.patches[0]), (high - low).sum())
+    assert np.isclose(area(right.patches[1]), (value - low).sum())
+    (band, exact), (_, top) = left.patches, left.get_ylim()
+    assert np.allclose(band.get_data().values, high) and np.allclose(band.get_data().baseline, low)
+    assert np.allclose(exact.get_data().values, value) and top == 10
+
+
+def test_a_trap_that_fails_shows_the_upper_side_below():
+    low, value, high = torch.tensor([0.0, 2.0]), torch.tensor([0.5, 2.2]), torch.tensor([1.0, 1.9])
+    bottom, _ = plots.trap(low, value, high, "", reach=10, density=8).axes[1].get_ylim()
+    assert np.isclose(bottom, -0.2)
+
+
+def test_an_unrolled_posterior_is_in_units_of_the_first_account(points):
+    exact, counted = torch.tensor([0.1, 0.5, 0.4]), torch.tensor([0.2, 0.25, 0.55])
+    figure = plots.unrolled(points, points[:10], (0.0, 0.5), 0.6, {"exact": exact, "samples": counted}, "s")
+    left, right = figure.axes
+    circle = left.lines[-1]
+    assert np.allclose(np.hypot(circle.get_xdata(), circle.get_ydata() - 0.5), 0.6)
+    assert len(left.lines[1].get_xdata()) == 10
+    assert np.allclose([stairs.get_data().values for stairs in right.patches], [exact / 0.5, counted / 0.5])
+
+
+def test_posteriors_stand_two_a_row(points):
+    figure = plots.posteriors(points, [points] * 4, list("abcd"), (0.0, None))
+    rows = {axes.get_subplotspec().rowspan.start for axes in figure.axes}
+    assert rows == {0, 1} and [axes.get_title() for axes in figure.axes] == list("abcd")
+
+
+def test_a_melting_law_has_its_rate_marked():
+    u = torch.linspace(-1, 1, 5)
+    betas, losses = [0.1, 0.01], torch.tensor([1e-2, 1e-5])
+    left, right = plots.melting(u, u.square(), u.abs(), betas, losses, 1, "β").axes
+    assert np.allclose(left.lines[0].get_ydata(), u.square()) and np.allclose(left.lines[1].get_ydata(), u.abs())
+    third, line, mark = right.lines
+    assert np.allclose(third.get_ydata(), losses) and np.allclose(line.get_ydata(), losses)
+    assert (float(mark.get_xdata()[0]), float(mark.get_ydata()[0])) == (0.01, float(losses[1]))
 
 
 def test_pairs_of_bars_are_as_long_as_their_values():
@@ -155,6 +204,48 @@ def test_a_strip_shows_each_picture_at_its_own_size_and_scale():
     for axes, image in zip(figure.axes, (large / 15, (small - 1) / 4), strict=True):
         shown = torch.as_tensor(axes.images[0].get_array().data)
         assert torch.allclose(shown, image[0])
+
+
+def strip_below(figure):
+    """Lines over t and their dots, of a moment's lower panel."""
+    lines = figure.axes[1].lines
+    return [line.get_ydata() for line in lines[::2]], [tuple(dot.get_xydata()[0]) for dot in lines[1::2]]
+
+
+def test_a_moment_of_the_roll_has_its_points_colours_and_dots(points):
+    place, level = torch.linspace(0, 1, 50), torch.tensor([1.0, 0.6, 0.1])
+    figure = plots.roll_moment(points, place, 1, {"signal": level, "noise": 1 - level}, "share")
+    (dots,) = figure.axes[0].collections
+    assert np.allclose(dots.get_offsets(), points) and np.allclose(dots.get_array(), place)
+    assert figure.axes[0].get_title() == "t = 1" and figure.axes[1].get_ylabel() == "share"
+    lines, marks = strip_below(figure)
+    assert np.allclose(lines, [level, 1 - level]) and np.allclose(marks, [(1, 0.6), (1, 0.4)])
+    assert [text.get_text() for text in figure.axes[1].get_legend().get_texts()] == ["signal", "noise"]
+
+
+def test_arrows_of_a_moment_keep_their_direction_and_fit_their_cells(points):
+    axis = torch.linspace(-3, 3, 7)  # a cell is 1 wide
+    grid = torch.cartesian_prod(axis, axis)
+    drift = -0.01 * grid
+    field = torch.stack([grid, drift], 1).view(7, 7, 2, 2)
+    figure = plots.roll_moment(points, torch.zeros(50), 0, {"": torch.zeros(2)}, "", drift=field)
+    arrows, _ = figure.axes[0].collections
+    u, v = torch.tensor(arrows.U), torch.tensor(arrows.V)
+    assert np.allclose(arrows.XY, grid) and torch.allclose(u * drift[:, 1], v * drift[:, 0], atol=1e-6)
+    assert ((u * drift[:, 0] + v * drift[:, 1]) >= 0).all()
+    length = torch.hypot(u, v)
+    cut = length > 0.899
+    assert length.max() < 0.901 and 0.3 < cut.double().mean() < 0.5  # a third, and those that tie with them
+    assert drift.norm(dim=1)[cut].min() >= drift.norm(dim=1)[~cut].max()
+
+
+def test_a_moment_of_bits_tells_ones_of_the_data_from_others():
+    bits, data = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+    figure = plots.bit_moment(bits, data, 2, {"": torch.tensor([0.0, 0.5, 1.0])}, "share")
+    (image,) = figure.axes[0].images
+    assert image.cmap.colors[1:] == [plots.BLUE, plots.ORANGE]
+    assert np.array_equal(image.get_array(), [[0, 1], [2, 0]]) and image.get_clim() == (0, 2)
+    assert strip_below(figure)[1] == [(2, 1)] and figure.axes[1].get_legend() is None
 
 
 def test_controls_recompute_the_figure():
@@ -184,7 +275,6 @@ def test_type_can_be_read_on_a_telephone(points):
     for figure in (
         plots.curves(line, {"one": line, "two": line**2}, "x", "y"),
         plots.clouds([points] * 3, ["data", "one", "two"]),
-        plots.fields(points, [points] * 3, ["t = 2", "t = 20", "t = 40"]),
         plots.roll_figure([points] * 3, [points] * 3, points, [points] * 3),
         plots.histograms({"one": points[:, 0]}, "x", 0.0),
         plots.side_by_side({str(k): torch.eye(4)[None] for k in range(3)}),
