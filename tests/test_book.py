@@ -91,9 +91,9 @@ def test_a_chapter_sets_up_in_one_silent_cell(chapter):
 
 
 def test_a_chapter_lists_its_symbols(chapter):
-    """A table of the paper's symbol, its name here, its shape or unit, and its meaning, before the first section."""
+    """A table of the paper's symbols, their names here, and their meaning, before the first section."""
     opening = "\n".join(part for part in sections(chapter)[""] if isinstance(part, str))
-    assert re.search(r"^\| (paper|symbol) \| here \| (shape|unit) \| meaning \|$", opening, re.MULTILINE)
+    assert re.search(r"^\| (paper|symbol) \|.* here \|.* meaning \|$", opening, re.MULTILINE)
 
 
 def test_a_chapter_has_exercises_with_solutions_that_assert(chapter):
