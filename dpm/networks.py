@@ -118,8 +118,8 @@ class StepMLP(nn.Module):
         low, high = (float(self.activations(torch.full((1, inputs), b))[0, 0]) for b in (0.0, 1.0))
         slope = (on - off) / (high - low)
         start = torch.zeros(q.T + 1, width + 1, inputs)
-        start[1:, range(inputs), range(inputs)] = slope.float()
-        start[1:, -1] = (off - slope * low).float()
+        start[1:, range(inputs), range(inputs)] = slope.to(start.dtype)
+        start[1:, -1] = (off - slope * low).to(start.dtype)
         return start
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 PALETTE = seaborn.color_palette("colorblind")
 BLUE, ORANGE, GREEN = PALETTE[:3]
+WIDTH = 6.0  # inches of a whole figure: on a telephone its smallest type is then still nine pixels high
 SPIRAL = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.9, 12)))  # few shades, or a frame is heavy
 BITS = ListedColormap(["white", BLUE, ORANGE])
 
@@ -56,7 +57,7 @@ def roll_figure(forward: Sequence[Tensor], reverse: Sequence[Tensor], grid: Tens
 
     forward, reverse: three [n, 2] each; grid [m, 2] and drift, three [m, 2].
     """
-    figure, axes = panels(3, 3, sharex=True, sharey=True)
+    figure, axes = panels(3, 3, size=WIDTH / 3, sharex=True, sharey=True)
     for column, when in enumerate(("t = 0", "t = T/2", "t = T")):
         scatter(axes[0, column], forward[column], f"forward q, {when}")
         scatter(axes[1, column], reverse[column], f"reverse p, {when}", ORANGE)
@@ -76,7 +77,8 @@ def draw_field(axes: Axes, grid: Tensor, drift: Tensor, title: str) -> None:
 
 def clouds(points: Sequence[Tensor], titles: Sequence[str]) -> Figure:
     """Sets of points of the plane, each [n, 2], side by side."""
-    figure, axes = panels(1, len(points), size=2.4, sharey=True)
+    figure, axes = panels(1, len(points), size=WIDTH / len(points), sharey=True)
+    figure.set_figheight(WIDTH / len(points) + 0.5)  # for titles and labels
     for axis, x, title in zip(axes[0], points, titles, strict=True):
         scatter(axis, x, title, BLUE if title == "data" else ORANGE, reach=2.6)
         axis.set_xlabel("$x_1$")
@@ -84,11 +86,10 @@ def clouds(points: Sequence[Tensor], titles: Sequence[str]) -> Figure:
     return figure
 
 
-<<<<<<< HEAD
-=======
 def coloured(clouds: Sequence[Tensor], place: Tensor, titles: Sequence[str]) -> Figure:
     """Sets of the same n points of the plane, each [n, 2], side by side; a point's colour, by `place` [n], stays."""
-    figure, axes = panels(1, len(clouds), size=3.2, sharey=True)
+    figure, axes = panels(1, len(clouds), size=WIDTH / len(clouds), sharey=True)
+    figure.set_figheight(WIDTH / len(clouds) + 0.5)  # for titles and labels
     for axis, x, title in zip(axes[0], clouds, titles, strict=True):
         axis.scatter(x[:, 0], x[:, 1], c=place, s=4, cmap="viridis", vmin=-2, vmax=2)
         axis.set(title=title, xlim=(-2.6, 2.6), ylim=(-2.6, 2.6), aspect="equal", xlabel="$x_1$")
@@ -96,20 +97,9 @@ def coloured(clouds: Sequence[Tensor], place: Tensor, titles: Sequence[str]) -> 
     return figure
 
 
-def fields(grid: Tensor, drift: Sequence[Tensor], titles: Sequence[str]) -> Figure:
-    """The drift f_μ(x^t,t) − x^t on a grid [m, 2] at several t, each [m, 2]."""
-    figure, axes = panels(1, len(drift), size=3.2, sharey=True)
-    for axis, arrows, title in zip(axes[0], drift, titles, strict=True):
-        draw_field(axis, grid, arrows, title)
-        axis.set_xlabel("$x_1$")
-    axes[0, 0].set_ylabel("$x_2$")
-    return figure
-
-
->>>>>>> w5_after
 def bits_figure(left: Tensor, right: Tensor, titles: tuple[str, str]) -> Figure:
     """Figure 2: two sets of binary sequences [n, length], one a row; a 1 is dark."""
-    figure, axes = panels(1, 2, size=3.6, sharey=True)
+    figure, axes = panels(1, 2, size=WIDTH / 2, sharey=True)
     for axis, bits, title in zip(axes[0], (left, right), titles, strict=True):
         draw_bits(axis, bits, title)
     axes[0, 0].set_ylabel("sequence")
@@ -164,7 +154,8 @@ def restoration(x0: Tensor, seen: Tensor, restored: Tensor) -> Figure:
     """
     few = len(x0) < 3
     shape = (len(x0), 3) if few else (3, len(x0))
-    figure, axes = panels(*shape, size=max(1.0, 8 / shape[1]))
+    figure, axes = panels(*shape, size=WIDTH / shape[1])
+    figure.set_figheight(shape[0] * WIDTH / shape[1] + (0.3 if few else 0.9))  # for titles
     low, high = np.quantile(x0.numpy(), (0.01, 0.99))
     sets = zip(axes.T if few else axes, (x0, seen, restored), ("held out", "seen", "restored"), strict=True)
     for places, images, name in sets:
@@ -175,17 +166,21 @@ def restoration(x0: Tensor, seen: Tensor, restored: Tensor) -> Figure:
 
 
 def strip(images: dict[str, Tensor]) -> Figure:
-    """Named pictures [C, H, W] of any sizes; in each, black is its least number and white its greatest."""
-    figure, axes = panels(1, len(images), size=1.9)
-    for axis, (title, image) in zip(axes[0], images.items(), strict=True):
+    """Named pictures [C, H, W] of any sizes, three a row; in each, black is its least number and white its greatest."""
+    columns = min(3, len(images))
+    figure, axes = panels(math.ceil(len(images) / columns), columns, size=WIDTH / columns)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, (title, image) in zip(axes.flat, images.items(), strict=False):
         draw_image(axis, image, float(image.min()), float(image.max()))
-        axis.set_title(title, fontsize="small")
+        axis.set_title(title)
     return figure
 
 
 def side_by_side(pictures: dict[str, Tensor]) -> Figure:
     """Figures 4 and 5: named pictures [C, H, W]; black and white are the 1st and 99th percentile of the first."""
-    figure, axes = panels(1, len(pictures), size=3)
+    figure, axes = panels(1, len(pictures), size=WIDTH / len(pictures))
+    figure.set_figheight(WIDTH / len(pictures) + 0.3)  # for titles
     low, high = np.quantile(next(iter(pictures.values())).numpy(), (0.01, 0.99))
     for axis, (title, image) in zip(axes[0], pictures.items(), strict=True):
         axis.set_title(title)
@@ -198,7 +193,7 @@ SAMPLES: dict[str, Callable[[Tensor], Figure]] = {"swiss_roll": roll_samples, "h
 
 def curves(x: Sequence[float] | Tensor, lines: dict[str, Tensor], xlabel: str, ylabel: str, **axes_options) -> Figure:
     """Lines over one axis, named in a legend."""
-    figure = Picture(figsize=(6.4, 3.6), layout="constrained")
+    figure = Picture(figsize=(WIDTH, 3.6), layout="constrained")
     axes = figure.subplots()
     for (name, y), dash in zip(lines.items(), ("-", "--", "-.", ":") * 2, strict=False):
         axes.plot(x, y, dash, label=name)
@@ -211,7 +206,7 @@ def curves(x: Sequence[float] | Tensor, lines: dict[str, Tensor], xlabel: str, y
 
 def lost(rows: dict[str, dict[str, float]], xlabel: str) -> Figure:
     """What K lacks of the truth, a bar a model: lost by the edge step, by kernel and schedule, in training."""
-    figure = Picture(figsize=(6.4, 1.2 + 0.5 * len(rows)), layout="constrained")
+    figure = Picture(figsize=(WIDTH, 1.2 + 0.5 * len(rows)), layout="constrained")
     axes = figure.subplots()
     left = np.zeros(len(rows))
     for part, colour in zip(("edge", "kernel_and_schedule", "training"), PALETTE, strict=False):
@@ -227,7 +222,7 @@ def lost(rows: dict[str, dict[str, float]], xlabel: str) -> Figure:
 
 def pairs(rows: dict[str, tuple[float, float]], names: tuple[str, str], xlabel: str) -> Figure:
     """Tables 1 and 2 as bars: two values a row, each written at its end."""
-    figure = Picture(figsize=(6.4, 1 + 0.7 * len(rows)), layout="constrained")
+    figure = Picture(figsize=(WIDTH, 1 + 0.7 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for k, (name, colour) in enumerate(zip(names, PALETTE, strict=False)):
         places = np.arange(len(rows)) + 0.4 * k - 0.2
@@ -259,9 +254,27 @@ def rates(levels: Sequence[Tensor], costs: Sequence[Tensor], titles: Sequence[st
     return figures
 
 
+def split_costs(level: Tensor, restored: Tensor, lost: Tensor, title: str, top: float) -> Figure:
+    """What each step of (14) costs: a bar from one noise level, as log odds, to the next, so that areas are bits.
+
+    level [T] at t = 1…T; bits that step t = 2…T must restore, and above them those it loses, [T−1] each; y up to `top`.
+    """
+    figure = Picture(figsize=(WIDTH, 3.4), layout="constrained")
+    axes = figure.subplots()
+    width = level.diff()
+    heights, bottom = (restored / width, lost / width), 0 * lost
+    for height, colour, name in zip(heights, (BLUE, ORANGE), ("restored", "lost"), strict=True):
+        axes.bar(level[:-1], height, width, bottom, align="edge", color=colour, edgecolor="white", lw=0.3, label=name)
+        bottom = bottom + height
+    axes.set(xlabel="log odds of the noise", ylabel="bits per unit of log odds", ylim=(0, top), title=title)
+    axes.legend()
+    seaborn.despine(figure)
+    return figure
+
+
 def histograms(samples: dict[str, Tensor], xlabel: str, mark: float) -> Figure:
     """Log densities of several samples [n] over the same bins, named in a legend; a dotted line at `mark`."""
-    figure = Picture(figsize=(6.4, 3.6), layout="constrained")
+    figure = Picture(figsize=(WIDTH, 3.6), layout="constrained")
     axes = figure.subplots()
     bins = np.histogram_bin_edges(np.concatenate([values.numpy() for values in samples.values()]), 60)
     for name, values in samples.items():
@@ -438,7 +451,7 @@ def ruler(
 
     A dotted line at `mark`; the rows named in `stray` are orange crosses.
     """
-    figure = Picture(figsize=(7.2, 0.28 * len(values) + 1.6), layout="constrained")
+    figure = Picture(figsize=(WIDTH, 0.28 * len(values) + 1.6), layout="constrained")
     axes = figure.subplots()
     for row, (name, value) in enumerate(values.items()):
         sign, colour = ("x", ORANGE) if name in stray else ("o", BLUE)

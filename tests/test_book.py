@@ -43,6 +43,80 @@ def test_every_chapter_asserts(path):
     assert printing and all("assert" in source for source in printing)
 
 
+NUMBERED = [path for path in CHAPTERS if path.stem[0].isdigit()]
+PAGES = re.findall(r"^ *- file: chapters/(\S+)", (ROOT / "_toc.yml").read_text(), re.MULTILINE)
+
+
+@pytest.fixture(params=NUMBERED, ids=lambda path: path.stem)
+def chapter(request):
+    return request.param
+
+
+def sections(path):
+    """The cells of each section, under its heading; what stands before the first is under ""."""
+    cells: dict[str, list] = {"": []}
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":
+            cells[list(cells)[-1]].append(cell)
+            continue
+        for part in re.split(r"^(?=## )", cell.source, flags=re.MULTILINE):
+            if part.startswith("## "):
+                cells[part.splitlines()[0][3:].strip()] = []
+            cells[list(cells)[-1]].append(part)
+    return cells
+
+
+def test_a_chapter_is_in_the_contents(chapter):
+    assert PAGES.count(chapter.stem) == 1
+
+
+def test_a_chapter_opens_with_title_place_and_aims(chapter):
+    """What a reader will do, learn and need, before any code."""
+    title, _, place, *rest = sections(chapter)[""][0].splitlines()
+    assert re.fullmatch(r"# [A-Z].+", title) and re.fullmatch(r"\*[^*]+\*", place)
+    assert re.findall(r"^- \*\*(You [a-z ]+)\*\*", "\n".join(rest), re.MULTILINE) == [
+        "You will",
+        "You will learn",
+        "You need",
+    ]
+
+
+def test_a_chapter_sets_up_in_one_silent_cell(chapter):
+    """Imports stand in the first code cell and nowhere else; it comes second, and prints nothing."""
+    second = nbformat.read(chapter, as_version=4).cells[1]
+    assert second.cell_type == "code" and not second.outputs
+    assert second.source.startswith(("import ", "from ")) and "plots.style()" in second.source
+    for cell in code_cells(chapter)[1:]:
+        assert not re.search(r"^(import|from) ", cell.source, re.MULTILINE)
+
+
+def test_a_chapter_lists_its_symbols(chapter):
+    """A table of the paper's symbols, their names here, and their meaning, before the first section."""
+    opening = "\n".join(part for part in sections(chapter)[""] if isinstance(part, str))
+    assert re.search(r"^\| (paper|symbol) \|.* here \|.* meaning \|$", opening, re.MULTILINE)
+
+
+def test_a_chapter_has_exercises_with_solutions_that_assert(chapter):
+    """Two to four, numbered, each question followed by one dropdown that runs and checks."""
+    parts = sections(chapter)["Exercises"]
+    text = "\n".join(part for part in parts if isinstance(part, str))
+    solutions = [part for part in parts if not isinstance(part, str)]
+    assert 2 <= len(solutions) <= 4
+    assert re.findall(r"^\*\*(\d)\.\*\*", text, re.MULTILINE) == [str(k + 1) for k in range(len(solutions))]
+    for cell in solutions:
+        assert "hide-cell" in cell.metadata["tags"] and re.search(r"^ *assert ", cell.source, re.MULTILINE)
+
+
+def test_a_chapter_closes_with_practice_reading_and_the_next_page(chapter):
+    """The last section; its last line links to the page that follows in the contents."""
+    name, parts = list(sections(chapter).items())[-1]
+    text = "\n".join(parts)  # text alone: code would not join
+    following = PAGES[PAGES.index(chapter.stem) + 1]
+    assert name == "In practice" and "**Further reading.**" in text
+    (last,) = [block for block in text.split("\n\n") if block.startswith("**Next:**")]
+    assert text.rstrip().endswith(last) and re.search(rf"{{doc}}`([^`]+<)?{following}>?`", last)
+
+
 def test_the_opening_page_maps_every_chapter_and_every_file():
     """From sections to chapters and to `dpm`, less the files that hold nothing of the paper."""
     page = "".join(cell.source for cell in nbformat.read(ROOT / "chapters" / "index.ipynb", as_version=4).cells)

@@ -217,6 +217,17 @@ def test_mlp_starts_at_the_reversal_that_keeps_pi(T, bits, layers, rate):
         assert close(p(q, states, steps).logits.detach(), q.step(states, steps).logits, atol=5e-6)
 
 
+def test_a_network_can_be_built_under_another_default_type():
+    q = Binomial(erase_evenly(6), rate=0.2)
+    torch.set_default_dtype(torch.float64)
+    try:
+        p = BinomialStep(StepMLP(q, 5, width=12, layers=3, ties=4).float())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    x, t = torch.eye(5, dtype=torch.float64), torch.full((5,), 3)
+    assert torch.allclose(p(q, x, t).probs, q.step(x, t).probs, atol=1e-6)
+
+
 def test_mlp_starts_at_K_of_the_identity_reversal():
     """So training starts at K = L_null: the same noise gives the same K as the forward kernel, whose K is L_null."""
     q = Binomial(erase_evenly(20), 0.2)

@@ -274,3 +274,32 @@ def test_controls_refuse_a_slider_that_changes_nothing():
 
     with pytest.raises(ValueError, match="idle"):
         plots.controls(line, height=(1, 2), idle=(1, 2))
+
+
+def test_type_can_be_read_on_a_telephone(points):
+    """There a figure is 360 pixels wide; its smallest type is then still nine pixels high."""
+    plots.style()
+    line = torch.linspace(0, 1, 5)
+    for figure in (
+        plots.curves(line, {"one": line, "two": line**2}, "x", "y"),
+        plots.clouds([points] * 3, ["data", "one", "two"]),
+        plots.roll_figure([points] * 3, [points] * 3, points, [points] * 3),
+        plots.histograms({"one": points[:, 0]}, "x", 0.0),
+        plots.side_by_side({str(k): torch.eye(4)[None] for k in range(3)}),
+        plots.strip({str(k): torch.eye(4)[None] for k in range(6)}),
+    ):
+        shown = 360 / (figure.get_figwidth() * figure.dpi)
+        for axes in figure.axes:
+            for text in (axes.title, axes.xaxis.label, *axes.get_xticklabels(), *axes.get_yticklabels()):
+                assert text.get_fontsize() * figure.dpi / 72 * shown >= 9
+
+
+def test_areas_of_split_costs_are_bits():
+    """Bars touch, their widths are steps of the level, and what is lost stands upon what is restored."""
+    level, restored, lost = torch.tensor([-2.0, 0.0, 3.0]), torch.tensor([4.0, 6.0]), torch.tensor([1.0, 3.0])
+    (axes,) = plots.split_costs(level, restored, lost, "T = 3", 4.0).axes
+    below, above = ([bar for bar in group] for group in axes.containers)
+    assert [bar.get_x() for bar in below] == [-2, 0] and [bar.get_width() for bar in below] == [2, 3]
+    assert [bar.get_width() * bar.get_height() for bar in below] == [4, 6]
+    assert [bar.get_y() for bar in above] == [2, 2] and [bar.get_height() for bar in above] == [0.5, 1]
+    assert axes.get_xlabel() and axes.get_ylabel() and axes.get_title() == "T = 3"

@@ -5,6 +5,8 @@ import shutil
 from importlib.metadata import distribution
 from pathlib import Path
 
+from docutils import nodes
+
 # The theme's Font Awesome script weighs 1.5 MB a page; its icons come from the theme's CSS all the same.
 ICON_SCRIPT = re.compile(r'\s*<script src="[^"]*fontawesome[^"]*\.js[^"]*"></script>')
 # Of MathJax's 24 MB the pages use the TeX reader, its fonts, and the TeX extensions it loads on demand.
@@ -13,6 +15,13 @@ MATHJAX = ("tex-mml-chtml.js", "output/chtml/fonts/woff-v2", "input/tex/extensio
 
 def use_local_mathjax(app, config):
     config.mathjax_path = "mathjax/tex-mml-chtml.js"
+
+
+def mark_sentences(app, doctree, name):
+    """A cell's output of one line is a sentence, which may wrap; of more, a table."""
+    for block in doctree.findall(nodes.literal_block):
+        if "output" in block["classes"] and "\n" not in block.astext().strip():
+            block["classes"].append("sentence")
 
 
 def finish(app, exception):
@@ -43,5 +52,6 @@ def drop_icon_script(outdir):
 
 def setup(app):
     app.connect("config-inited", use_local_mathjax)
+    app.connect("doctree-resolved", mark_sentences)
     app.connect("build-finished", finish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
