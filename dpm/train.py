@@ -56,7 +56,9 @@ class Run:
     """All that a training run changes, and so all that its checkpoint holds."""
 
     def __init__(self, model: Diffusion, device: torch.device, seed: int, about: dict[str, str]):
-        self.model, self.about, self.step = model.to(device, memory_format=torch.channels_last), about, 0
+        self.model, self.about, self.step = model.to(device), about, 0
+        for weights in model.parameters():
+            weights.data = channels_last(weights.data)
         self.average = AveragedModel(model, multi_avg_fn=follow)
         self.optimiser = torch.optim.Adam(model.parameters(), betas=(0.9, 0.99), fused=True)
         self.generator = Generator(device).manual_seed(seed)
