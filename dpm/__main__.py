@@ -34,7 +34,7 @@ from dpm.posterior import Noisy
 from dpm.results import AT_ONCE, command_line, parzen_row, provenance, report, rivals
 from dpm.reverse import Denoise, Diffusion, sample
 from dpm.schedules import erase_evenly, geometric
-from dpm.train import Draw, Run, choose_device, join, place, refuse_uneven, train
+from dpm.train import Draw, Run, choose_device, choose_precision, join, place, refuse_uneven, train
 
 
 def show(result: dict, as_json: bool) -> None:
@@ -81,6 +81,7 @@ def train_experiment(args: argparse.Namespace) -> None:
     folder = Path(args.out or f"runs/{args.name}-{args.setting}")
     checkpoint = folder / "checkpoint.safetensors"
     about = {"experiment": args.name, "setting": args.setting, "seed": str(args.seed), "steps": str(steps)}
+    precision = choose_precision(setting.precision, device)
     run = Run(build(setting, args.seed), device, args.seed, about)
     there = os.path.exists(checkpoint)  # False too where one may not look: saving will say so
     if args.resume and not there:
@@ -96,7 +97,7 @@ def train_experiment(args: argparse.Namespace) -> None:
         run.save(checkpoint)
     started, begin = time.monotonic(), run.step
     with tqdm(total=steps, initial=run.step, unit="step", disable=not first) as bar:
-        for record in train(run, experiment.draw, setting.batch, steps, setting.rate, checkpoint):
+        for record in train(run, experiment.draw, setting.batch, steps, setting.rate, checkpoint, precision):
             bar.update(record.step - bar.n)
             bar.set_postfix_str(f"K {record.K / math.log(2) / experiment.pixels:.3f} {experiment.unit}", refresh=False)
     if not first:
@@ -109,7 +110,7 @@ def train_experiment(args: argparse.Namespace) -> None:
         "setting": args.setting,
         "provenance": provenance(args.seed, device),
     }
-    result["provenance"] |= {"steps": steps - begin, "training_seconds": round(seconds, 1)}
+    result["provenance"] |= {"steps": steps - begin, "training_seconds": round(seconds, 1), "precision": str(precision)}
     write_json(folder / "results.json", result)
     show(result, args.json)
 

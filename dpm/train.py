@@ -57,6 +57,8 @@ class Run:
 
     def __init__(self, model: Diffusion, device: torch.device, seed: int, about: dict[str, str]):
         self.model, self.about, self.step = model.to(device), about, 0
+        for weights in model.parameters():
+            weights.data = channels_last(weights.data)
         self.average = AveragedModel(model, multi_avg_fn=follow)
         self.optimiser = torch.optim.Adam(model.parameters(), betas=(0.9, 0.99), fused=True)
         self.generator = Generator(device).manual_seed(seed)
@@ -80,7 +82,7 @@ class Run:
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in take(tensors, "optimiser.").items():
             index, moment = name.split(".")
-            moments.setdefault(int(index), {})[moment] = value
+            moments.setdefault(int(index), {})[moment] = channels_last(value)
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": moments})
         if tensors["generator"].shape != self.generator.get_state().shape:
             raise UserError(f"{path} was begun on another kind of device; resume it there, or choose with --device")
@@ -89,12 +91,19 @@ class Run:
 
 
 def train(
-    run: Run, draw: Draw, batch: int, steps: int, rate: float, checkpoint: Path | None = None
+    run: Run,
+    draw: Draw,
+    batch: int,
+    steps: int,
+    rate: float,
+    checkpoint: Path | None = None,
+    precision: torch.dtype = torch.float32,
 ) -> Iterator[Record]:
     """Ascend K, equation (15), with Adam and averaged weights: a record every RECORD_STEPS steps and at the end.
 
     Every process draws the whole batch from the same generator and keeps its share, so that any number of processes
-    walks the same path. UserError when an estimate of K is not finite.
+    walks the same path. `precision` is that of the networks' products; weights, chain and K keep theirs. UserError
+    when an estimate of K is not finite.
     """
     rank, size = place()
     refuse_uneven(batch)
@@ -104,10 +113,11 @@ def train(
     saved, losses = time.monotonic(), []
     q = run.model.q()  # for its length and its noise, which training leaves alone
     while run.step < steps:
-        x0 = draw(batch, run.generator).float()
+        x0 = channels_last(draw(batch, run.generator).float())
         t = stratified_steps(batch, q.T, run.generator)
         noise = q.noise(x0, run.generator)
-        loss = objective(x0[rank::size], t[rank::size], noise[rank::size])
+        with torch.autocast(x0.device.type, precision, enabled=precision != torch.float32):
+            loss = objective(x0[rank::size], t[rank::size], noise[rank::size])
         loss.backward()
         for group in run.optimiser.param_groups:
             group["lr"] = rate * min(1, (run.step + 1) / WARM_UP) * (1 + math.cos(math.pi * run.step / steps)) / 2
@@ -128,6 +138,11 @@ def train(
                 saved = time.monotonic()
             yield Record(run.step, -sum(values) / len(values))
             losses = []
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Pictures, or the kernels that convolve them, laid out in memory as convolutions like it; others as they are."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def refuse_uneven(batch: int) -> None:
@@ -158,6 +173,15 @@ def choose_device(name: str) -> torch.device:
     if processes > torch.cuda.device_count():
         raise UserError(f"{processes} processes for {torch.cuda.device_count()} GPUs; start one a GPU, or --device cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def choose_precision(wanted: torch.dtype, device: torch.device) -> torch.dtype:
+    """The precision wanted of the networks' products, or float32 where the machine has no fast products in bfloat16."""
+    if device.type == "cuda":
+        able = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        able = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return wanted if able else torch.float32
 
 
 def place() -> tuple[int, int]:

@@ -17,10 +17,10 @@ from dpm.datasets import heartbeat, swiss_roll
 from dpm.experiments import EXPERIMENTS, build
 from dpm.files import UserError, read_tensors
 from dpm.forward import Binomial, Gaussian
-from dpm.networks import GaussianDenoiser, StepMLP
+from dpm.networks import GaussianDenoiser, ImageDenoiser, StepMLP
 from dpm.reverse import BinomialStep, Denoise, Diffusion
 from dpm.schedules import Fixed, Learned, erase_evenly, geometric
-from dpm.train import Run, choose_device, train
+from dpm.train import Run, channels_last, choose_device, choose_precision, train
 
 CPU = torch.device("cpu")
 ABOUT = {"experiment": "swiss_roll", "setting": "tiny", "steps": "120"}
@@ -37,6 +37,12 @@ def tiny_bits_run(seed=0):
     torch.manual_seed(0)
     q = Binomial(erase_evenly(8))
     return Run(Diffusion(Fixed(q.beta), Binomial, BinomialStep(StepMLP(q, 20, 24, 2, ties=3))), CPU, seed, ABOUT)
+
+
+def tiny_picture_run(seed=0):
+    torch.manual_seed(0)
+    q = Gaussian(geometric(8, 1e-3, 0.99))
+    return Run(Diffusion(Fixed(q.beta), Gaussian, Denoise(ImageDenoiser(1, 8, 1, 2))), CPU, seed, ABOUT)
 
 
 def go(run, steps=120, **options):
@@ -63,11 +69,22 @@ def test_beta_1_stays_and_the_other_rates_move():
     assert torch.equal(after[:2], before[:2]) and (after[2:] != before[2:]).all()
 
 
-@pytest.mark.parametrize(("begin", "draw"), [(tiny_run, swiss_roll), (tiny_bits_run, heartbeat)])
-def test_resuming_continues_bit_for_bit(tmp_path, begin, draw):
+def pictures(n, generator):
+    return torch.randn(n, 1, 4, 4, generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("begin", "draw", "precision"),
+    [
+        (tiny_run, swiss_roll, torch.float32),
+        (tiny_bits_run, heartbeat, torch.float32),
+        (tiny_picture_run, pictures, torch.bfloat16),
+    ],
+)
+def test_resuming_continues_bit_for_bit(tmp_path, begin, draw, precision):
     """Weights, averages, optimiser and generator: two checkpoint files are the same bytes."""
     whole, half, rest = begin(), begin(), begin(seed=5)
-    options = {"batch": 20, "steps": 120, "rate": 1e-2}
+    options = {"batch": 20, "steps": 120, "rate": 1e-2, "precision": precision}
     list(train(whole, draw, **options))
     next(train(half, draw, **options))
     half.save(tmp_path / "half")
@@ -239,6 +256,37 @@ def test_a_batch_that_does_not_split_is_refused(monkeypatch):
     monkeypatch.setattr(training, "place", lambda: (0, 3))
     with pytest.raises(UserError, match="batch of 20 does not split evenly over 3"):
         next(train(tiny_run(), swiss_roll, batch=20, steps=2, rate=1e-2))
+
+
+def test_bfloat16_rounds_the_products_and_leaves_weights_and_path(tmp_path):
+    """Both precisions see the same data, times and noise, and climb alike; rounding moves little, not nothing."""
+    full, rounded = tiny_picture_run(), tiny_picture_run()
+    options = {"batch": 20, "steps": 50, "rate": 1e-3}
+    (one,) = train(full, pictures, **options)
+    (other,) = train(rounded, pictures, **options, precision=torch.bfloat16)
+    assert one.K != other.K and abs(one.K - other.K) < 0.01 * abs(one.K)
+    assert torch.equal(full.generator.get_state(), rounded.generator.get_state())
+    assert {weights.dtype for weights in rounded.model.parameters()} == {torch.float32}
+
+
+def test_precision_is_what_the_machine_is_fast_in(monkeypatch):
+    for capability, wanted, given in (
+        ("AVX512", torch.bfloat16, torch.bfloat16),
+        ("AVX512", torch.float32, torch.float32),
+        ("AVX2", torch.bfloat16, torch.float32),
+    ):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        assert choose_precision(wanted, CPU) == given
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert choose_precision(torch.bfloat16, torch.device("cuda")) == torch.float32
+
+
+def test_pictures_and_kernels_lie_with_channels_last():
+    run = tiny_picture_run()
+    kernels = [weights for weights in run.model.parameters() if weights.ndim == 4]
+    assert kernels and all(weights.is_contiguous(memory_format=torch.channels_last) for weights in kernels)
+    x = torch.zeros(2, 3, 4, 4)
+    assert channels_last(x).is_contiguous(memory_format=torch.channels_last) and channels_last(x.flatten(1)).ndim == 2
 
 
 def test_the_device_is_chosen_in_one_place(monkeypatch):
