@@ -26,10 +26,15 @@ class Quiet(SimpleHTTPRequestHandler):
         pass
 
 
+class Server(ThreadingHTTPServer):
+    def handle_error(self, *_):
+        """A page that is left may hang up."""
+
+
 @pytest.fixture(scope="module")
 def site():
     """The address of the built book."""
-    server = ThreadingHTTPServer(("localhost", 0), partial(Quiet, directory=HTML))
+    server = Server(("localhost", 0), partial(Quiet, directory=HTML))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://localhost:{server.server_port}/"
     server.shutdown()
