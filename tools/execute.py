@@ -13,6 +13,7 @@ for path in map(Path, sys.argv[1:]):
         timeout=1800,
         kernel_name="python3",
         record_timing=False,
+        coalesce_streams=True,  # or timing would cut a printed table in two
         store_widget_state=False,  # sliders live in a kernel; a page has players
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()
