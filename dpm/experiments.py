@@ -259,7 +259,7 @@ EXPERIMENTS = {
                     steps=50_000,
                     rate=1e-3,
                 ),
-                "cpu": Sketch(lambda: our_step(1, 32, 3), batch=12, steps=3_500, rate=3e-3, precision=torch.float32),
+                "cpu": Sketch(lambda: our_step(1, 64, 4), batch=12, steps=8_000, rate=2e-3),
             },
             paper={"K": 1.489, "K_minus_L_null": 3.536},
         ),

@@ -182,11 +182,11 @@ def test_progress_is_in_bits_on_stderr(dpm, few, tmp_path, monkeypatch):
     assert f"K {float(in_bits(torch.tensor(seen[-1].K))):.3f} bits" in err.split("\r")[-1]
 
 
-def interrupted(run, *_):
+def interrupted(run, draw, batch, steps, rate, checkpoint, precision):
     """A run of which two steps are done, and one is saved, when Ctrl-C comes."""
     yield Record(1, -3.0)
     run.step = 1
-    run.save(_[-1])
+    run.save(checkpoint)
     run.step = 2
     raise KeyboardInterrupt
 
