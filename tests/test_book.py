@@ -1,18 +1,17 @@
 """The book as a whole: every cell executed, no page that asks the network for anything, a README that is the record."""
 
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
 import nbformat
 import pytest
+from built import HTML, built
 
 from dpm.experiments import EXPERIMENTS, recorded, weights_path
 from dpm.files import read_tensors
 
 ROOT = Path(__file__).parent.parent
-HTML = ROOT / "_build" / "html"
 CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
 SHIPPED = [path.stem.rsplit("-", 1) for path in sorted((ROOT / "data" / "weights").glob("*.safetensors"))]
 
@@ -127,35 +126,10 @@ def test_the_opening_page_maps_every_chapter_and_every_file():
     assert files - set(re.findall(r"dpm\.(\w+)`", chart)) == {"__init__", "__main__", "files", "fetch", "plots"}
 
 
-LEADING = {"canonical", "index", "search", "next", "prev"}  # relations of a <link> that loads nothing
-
-
-class Page(HTMLParser):
-    """What a page loads by itself, where its links lead, where links may lead in it, and pictures that say nothing."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.loads, self.links, self.places, self.mute = [], [], set(), []
-        self.feed(path.read_text(encoding="utf8"))
-
-    def handle_starttag(self, tag, attrs):
-        attributes = {name: value or "" for name, value in attrs}
-        if tag in ("script", "img", "iframe", "source", "video", "audio", "embed"):
-            self.loads.append(attributes.get("src", ""))
-        elif tag == "link" and not LEADING & set(attributes.get("rel", "").split()):
-            self.loads.append(attributes.get("href", ""))
-        elif tag == "a" and "href" in attributes:
-            self.links.append(attributes["href"])
-        if tag == "img" and not attributes.get("alt", "").strip():
-            self.mute.append(attributes.get("src", ""))
-        self.places |= {attributes[name] for name in ("id", "name") if name in attributes}
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def pages():
-    found = sorted(page for page in HTML.rglob("*.html") if "_static" not in page.parts)
-    assert len(found) > len(CHAPTERS), "build the book first: make book"
-    return {page: Page(page) for page in found}
+    assert len(built()) > len(CHAPTERS)
+    return built()
 
 
 def outside(url):
@@ -171,13 +145,17 @@ def test_no_page_loads_from_outside(pages):
 
 
 def test_every_link_leads_somewhere(pages):
+    seen = 0
     for path, page in pages.items():
         for url in page.links:
             target, _, place = unquote(url).partition("#")
             there = (path.parent / target).resolve() if target else path
             if not outside(url):
                 assert there.exists(), (path.name, url)
-                assert not place or there not in pages or place in pages[there].places, (path.name, url)
+                if place and there in pages:
+                    assert place in pages[there].places, (path.name, url)
+                    seen += 1
+    assert seen > 1000
 
 
 def test_every_picture_has_words(pages):
