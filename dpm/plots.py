@@ -75,25 +75,30 @@ def draw_field(axes: Axes, grid: Tensor, drift: Tensor, title: str) -> None:
     axes.set(title=title, aspect="equal")
 
 
-def clouds(points: Sequence[Tensor], titles: Sequence[str]) -> Figure:
-    """Sets of points of the plane, each [n, 2], side by side."""
-    figure, axes = panels(1, len(points), size=WIDTH / len(points), sharey=True)
-    figure.set_figheight(WIDTH / len(points) + 0.5)  # for titles and labels
-    for axis, x, title in zip(axes[0], points, titles, strict=True):
-        scatter(axis, x, title, BLUE if title == "data" else ORANGE, reach=2.6)
+def planes(count: int) -> tuple[Figure, np.ndarray]:
+    """So many planes side by side, as (figure, axes [count])."""
+    figure, axes = panels(1, count, size=WIDTH / count, sharey=True)
+    figure.set_figheight(WIDTH / count + 0.5)  # for titles and labels
+    for axis in axes[0]:
         axis.set_xlabel("$x_1$")
     axes[0, 0].set_ylabel("$x_2$")
+    return figure, axes[0]
+
+
+def clouds(points: Sequence[Tensor], titles: Sequence[str]) -> Figure:
+    """Sets of points of the plane, each [n, 2], side by side."""
+    figure, axes = planes(len(points))
+    for axis, x, title in zip(axes, points, titles, strict=True):
+        scatter(axis, x, title, BLUE if title == "data" else ORANGE, reach=2.6)
     return figure
 
 
 def coloured(clouds: Sequence[Tensor], place: Tensor, titles: Sequence[str]) -> Figure:
     """Sets of the same n points of the plane, each [n, 2], side by side; a point's colour, by `place` [n], stays."""
-    figure, axes = panels(1, len(clouds), size=WIDTH / len(clouds), sharey=True)
-    figure.set_figheight(WIDTH / len(clouds) + 0.5)  # for titles and labels
-    for axis, x, title in zip(axes[0], clouds, titles, strict=True):
+    figure, axes = planes(len(clouds))
+    for axis, x, title in zip(axes, clouds, titles, strict=True):
         axis.scatter(x[:, 0], x[:, 1], c=place, s=4, cmap="viridis", vmin=-2, vmax=2)
-        axis.set(title=title, xlim=(-2.6, 2.6), ylim=(-2.6, 2.6), aspect="equal", xlabel="$x_1$")
-    axes[0, 0].set_ylabel("$x_2$")
+        axis.set(title=title, xlim=(-2.6, 2.6), ylim=(-2.6, 2.6), aspect="equal")
     return figure
 
 
@@ -286,12 +291,12 @@ def histograms(samples: dict[str, Tensor], xlabel: str, mark: float) -> Figure:
     return figure
 
 
-def dissolving(frames: Sequence[Tensor], label: Callable[[int], str], colour=BLUE) -> list[Figure]:
+def dissolving(frames: Sequence[Tensor], label: Callable[[int], str]) -> list[Figure]:
     """One picture a time step of points [n, 2]: a complex distribution dissolving into a simple one."""
     figures = []
     for k, x in enumerate(frames):
         figure, axes = panels(1, 1, size=4)
-        scatter(axes[0, 0], x, label(k), colour)
+        scatter(axes[0, 0], x, label(k))
         axes[0, 0].set(xlabel="$x_1$", ylabel="$x_2$")
         figures.append(figure)
     return figures
