@@ -31,7 +31,7 @@ from dpm.files import UserError, read_tensors, refuse_unwritable, write, write_j
 from dpm.forward import Binomial, Chain, Gaussian
 from dpm.optimum import Optimum, best_K, best_schedule, exact_K
 from dpm.posterior import Noisy
-from dpm.results import AT_ONCE, command_line, parzen_row, provenance, report, rivals
+from dpm.results import AT_ONCE, command_line, pace, parzen_row, provenance, report, rivals
 from dpm.reverse import Denoise, Diffusion, sample
 from dpm.schedules import erase_evenly, geometric
 from dpm.train import Draw, Run, choose_device, choose_precision, join, place, refuse_uneven, train
@@ -75,6 +75,8 @@ def train_experiment(args: argparse.Namespace) -> None:
     steps = setting.steps if args.steps is None else args.steps
     if steps < 1:
         raise UserError(f"--steps {steps} trains nothing; give 1 or more")
+    if args.at_once is not None and args.at_once < 1:
+        raise UserError(f"--at-once {args.at_once} holds nothing; give 1 or more")
     device = choose_device(args.device)
     join(device)
     refuse_uneven(setting.batch)
@@ -82,7 +84,8 @@ def train_experiment(args: argparse.Namespace) -> None:
     checkpoint = folder / "checkpoint.safetensors"
     about = {"experiment": args.name, "setting": args.setting, "seed": str(args.seed), "steps": str(steps)}
     precision = choose_precision(setting.precision, device)
-    run = Run(build(setting, args.seed), device, args.seed, about)
+    model = load(args.name, args.setting, args.start).requires_grad_() if args.start else build(setting, args.seed)
+    run = Run(model, device, args.seed, about)
     there = os.path.exists(checkpoint)  # False too where one may not look: saving will say so
     if args.resume and not there:
         raise UserError(
@@ -97,7 +100,9 @@ def train_experiment(args: argparse.Namespace) -> None:
         run.save(checkpoint)
     started, begin = time.monotonic(), run.step
     with tqdm(total=steps, initial=run.step, unit="step", disable=not first) as bar:
-        for record in train(run, experiment.draw, setting.batch, steps, setting.rate, checkpoint, precision):
+        for record in train(
+            run, experiment.draw, setting.batch, steps, setting.rate, checkpoint, precision, args.at_once
+        ):
             bar.update(record.step - bar.n)
             bar.set_postfix_str(f"K {record.K / math.log(2) / experiment.pixels:.3f} {experiment.unit}", refresh=False)
     if not first:
@@ -110,7 +115,9 @@ def train_experiment(args: argparse.Namespace) -> None:
         "setting": args.setting,
         "provenance": provenance(args.seed, device),
     }
-    result["provenance"] |= {"steps": steps - begin, "training_seconds": round(seconds, 1), "precision": str(precision)}
+    trained = {"steps": steps - begin, "training_seconds": round(seconds, 1), "precision": str(precision)}
+    like = experiment.draw(1, Generator(device))
+    result["provenance"] |= trained | pace(model, like, (steps - begin) * setting.batch, seconds, precision)
     write_json(folder / "results.json", result)
     show(result, args.json)
 
@@ -381,7 +388,10 @@ def parser() -> Parser:
     training = command("train", train_experiment, "climb K; writes checkpoint, weights and results.json")
     training.add_argument("--steps", type=int, help="in place of the setting's own number")
     training.add_argument("--out", type=Path, help="folder, runs/NAME-SETTING when not given")
-    training.add_argument("--resume", action="store_true", help="continue from the folder's checkpoint")
+    training.add_argument("--at-once", type=int, help="samples in memory at once, of those of a step; all if not given")
+    begin = training.add_mutually_exclusive_group()
+    begin.add_argument("--resume", action="store_true", help="continue from the folder's checkpoint")
+    begin.add_argument("--start", type=Path, help="weights to go on from, such as those in data/weights")
     command("evaluate", evaluate_experiment, "K on held-out data, its parts, L_null and K*")
     best = command("optimum", optimum, "K* and −H(X⁰)")
     best.add_argument("--length", type=int, help="bits of another heartbeat")

@@ -25,8 +25,10 @@ from dpm.datasets import Images, patches
 from dpm.entropy import log_density
 from dpm.experiments import Experiment
 from dpm.forward import Binomial, Chain, everywhere
+from dpm.networks import cost, peak
 from dpm.optimum import Optimum, exact_K
 from dpm.reverse import Diffusion
+from dpm.train import Objective, place
 
 COMPARED = 4_000  # held-out samples on which a model and the optimum meet the same noise
 AT_ONCE = 50  # pictures; more do not fit the caches
@@ -140,6 +142,14 @@ def lost_at_the_edge(p: Optimum, q: Chain, x0: Tensor, generator: Generator) -> 
     x1 = law.at(q.noise(x0, generator))
     about_x0 = p.log_probability(x0) + per_sample(law.log_prob(x1)) - log_density(q, p.points, x1, 1, p.variance)
     return about_x0 + per_sample(law.entropy()) + log_null(q, x1) - log_null(q, x0)
+
+
+def pace(model: Diffusion, like: Tensor, samples: int, seconds: float, precision: torch.dtype) -> dict[str, float]:
+    """Samples like this one trained on a second, and the share that this was of what the machine can multiply."""
+    x0, q = like.float(), model.q()
+    adds, _ = cost(Objective(model), x0, everywhere(2, x0), q.noise(x0, Generator(x0.device)))
+    rate, most = samples / seconds, place()[1] * peak(x0.device, precision)
+    return {"samples_per_second": rate, "fraction_of_peak": 3 * adds * rate / most}  # a gradient costs twice its value
 
 
 def command_line() -> str:

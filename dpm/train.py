@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from dpm.bound import estimate, stratified_steps
 from dpm.files import UserError, load_into, read_tensors, take, write_tensors
+from dpm.networks import channels_last
 from dpm.reverse import Diffusion
 
 Draw = Callable[[int, Generator], Tensor]  #: (n, generator) → x⁰ [n, …], fresh training data
@@ -98,12 +99,14 @@ def train(
     rate: float,
     checkpoint: Path | None = None,
     precision: torch.dtype = torch.float32,
+    at_once: int | None = None,
 ) -> Iterator[Record]:
     """Ascend K, equation (15), with Adam and averaged weights: a record every RECORD_STEPS steps and at the end.
 
     Every process draws the whole batch from the same generator and keeps its share, so that any number of processes
-    walks the same path. `precision` is that of the networks' products; weights, chain and K keep theirs. UserError
-    when an estimate of K is not finite.
+    walks the same path. `precision` is that of the networks' products; weights, chain and K keep theirs. Where a
+    share is too much for the memory, it takes so many `at_once` and adds up their gradients. UserError when an estimate
+    of K is not finite.
     """
     rank, size = place()
     refuse_uneven(batch)
@@ -115,15 +118,12 @@ def train(
     while run.step < steps:
         x0 = channels_last(draw(batch, run.generator).float())
         t = stratified_steps(batch, q.T, run.generator)
-        noise = q.noise(x0, run.generator)
-        with torch.autocast(x0.device.type, precision, enabled=precision != torch.float32):
-            loss = objective(x0[rank::size], t[rank::size], noise[rank::size])
-        loss.backward()
+        share = [every[rank::size] for every in (x0, t, q.noise(x0, run.generator))]
+        losses.append(backward(objective, share, at_once or batch, precision))
         for group in run.optimiser.param_groups:
             group["lr"] = rate * min(1, (run.step + 1) / WARM_UP) * (1 + math.cos(math.pi * run.step / steps)) / 2
         run.optimiser.step()
         run.optimiser.zero_grad()
-        losses.append(loss.detach())
         run.step += 1
         if run.step % AVERAGE_STEPS == 0 or run.step == steps:
             run.average.update_parameters(run.model)
@@ -140,9 +140,15 @@ def train(
             losses = []
 
 
-def channels_last(x: Tensor) -> Tensor:
-    """Pictures, or the kernels that convolve them, laid out in memory as convolutions like it; others as they are."""
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+def backward(objective: nn.Module, share: list[Tensor], at_once: int, precision: torch.dtype) -> Tensor:
+    """Gradients of −K of a process's share of the batch, so many samples at once; returns −K."""
+    parts = []
+    for some in zip(*(every.split(at_once) for every in share), strict=True):
+        with torch.autocast(share[0].device.type, precision, enabled=precision != torch.float32):
+            part = objective(*some) * (len(some[0]) / len(share[0]))
+        part.backward()
+        parts.append(part.detach())
+    return torch.stack(parts).sum()
 
 
 def refuse_uneven(batch: int) -> None:
