@@ -31,8 +31,8 @@ from dpm.reverse import Diffusion
 from dpm.train import Objective, place
 
 COMPARED = 4_000  # held-out samples on which a model and the optimum meet the same noise
-AT_ONCE = 50  # pictures; more do not fit the caches
-LOOKS = 40_000  # at pictures in all, over steps t; at least ten at each
+AT_ONCE = 25  # pictures; more do not fit the caches
+LOOKS = 20_000  # at pictures in each of two rounds, over steps t; at least five at each
 
 
 def held_out(experiment: Experiment, seed: int, device: torch.device | str = "cpu") -> Tensor:
@@ -45,13 +45,17 @@ def report(experiment: Experiment, model: Diffusion, seed: int = 0) -> dict:
     q = model.q()
     x0 = held_out(experiment, seed, q.beta.device)
     generator = Generator(q.beta.device).manual_seed(seed)
-    measure = partial(evaluate_some, times=max(10, math.ceil(LOOKS / len(x0)))) if experiment.images else evaluate
+    if experiment.images:
+        measure = partial(evaluate_some, times=max(5, math.ceil(LOOKS / len(x0))))
+        bounds = [measure(model.p, q, some, generator) for some in x0.split(AT_ONCE) * 2]
+    else:
+        bounds = [evaluate(model.p, q, some, generator) for some in x0.split(COMPARED)]
 
     def unit(nats: Tensor) -> Tensor:
         return in_bits(nats) / experiment.pixels
 
-    bounds = [measure(model.p, q, some, generator) for some in x0.split(AT_ONCE if experiment.images else COMPARED)]
-    K, error = mean_and_error(unit(torch.cat([bound.K for bound in bounds])))
+    rounds = unit(torch.cat([bound.K for bound in bounds])).view(-1, len(x0))
+    K, error = mean_and_error(rounds.mean(0))
     null = float(unit(log_null(q, x0)).mean())
     row = {
         "experiment": experiment.name,
@@ -70,7 +74,7 @@ def report(experiment: Experiment, model: Diffusion, seed: int = 0) -> dict:
     if experiment.optimum:
         row |= against_optimum(experiment.optimum, q, x0, bounds[0].K, K, generator, seed)
     if experiment.images:
-        row |= as_pictures(experiment.images(q.beta.device), K)
+        row |= as_pictures(experiment.images(q.beta.device), K) | {"K_draws_stderr_bits": error_of_draws(*rounds)}
     return row
 
 
@@ -79,6 +83,12 @@ def as_pictures(images: Images, K: float) -> dict:
     row = {"bits_per_dimension": bits_per_dimension(K, images.train.shape[1], images.scale)}
     row |= {"shift_levels": images.shift, "scale_levels": images.scale}
     return row | ({"label": images.label} if images.label else {})
+
+
+def error_of_draws(first: Tensor, second: Tensor) -> float:
+    """Standard error of the mean K of these very pictures, [n] from either of two rounds: what other t and other noise
+    would change, where the standard error beside K is of other pictures."""
+    return float((first - second).square().mean().sqrt()) / math.sqrt(4 * len(first))
 
 
 def against_optimum(p: Optimum, q: Chain, x0: Tensor, first: Tensor, K: float, generator: Generator, seed: int) -> dict:
