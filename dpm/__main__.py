@@ -278,9 +278,13 @@ def baselines(args: argparse.Namespace) -> None:
 
     Grey pictures get an MCGSM and a Gaussian; MNIST the Parzen estimate, of -n samples and of as many training digits.
     """
+    experiment, _ = choose(args.name, args.setting)
+    if experiment.images is None or experiment.shape[0] != 1:
+        raise UserError(f"{args.name} has no grey pictures; bark, dead_leaves, digits and mnist have")
+    _, model, q, generator = sampler(args)
+    images = experiment.images(generator.device)
     if args.name == "mnist":
-        experiment, model, q, generator = sampler(args)
-        images, validation = datasets.mnist(generator.device), datasets.mnist_validation(generator.device)
+        validation = datasets.mnist_validation(generator.device)
         like = torch.zeros(AT_ONCE, *experiment.shape, device=generator.device)
         batches = tqdm(range(0, args.n, len(like)), unit_scale=len(like), unit="sample")
         samples = torch.cat([sample(model.p, q, like[: args.n - done], generator) for done in batches])
@@ -288,12 +292,8 @@ def baselines(args: argparse.Namespace) -> None:
         result = {"T": q.T, "n": args.n} | parzen_row(images, samples, validation)
         result |= {f"perfect_{name}": value for name, value in parzen_row(images, perfect, validation).items()}
     else:
-        experiment, _ = choose(args.name, "paper")
-        device = choose_device(args.device)
-        if experiment.images is None or experiment.shape[0] != 1:
-            raise UserError(f"{args.name} has no grey pictures; bark, dead_leaves and digits have")
-        result = rivals(experiment.images(device), args.seed, device)
-    result = {"experiment": args.name} | result | {"provenance": provenance(args.seed, choose_device(args.device))}
+        result = rivals(images, model, generator)
+    result = {"experiment": args.name} | result | {"provenance": provenance(args.seed, generator.device)}
     if args.save:
         write_json(args.save, result)
     show(result, args.json)

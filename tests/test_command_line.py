@@ -68,8 +68,12 @@ def test_pictures_can_be_kept_as_they_are(dpm, digits, tmp_path):
 
 
 def test_baselines_are_saved(dpm, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "rivals", lambda images, seed, device: {"mcgsm_bits": float(len(images.test) + seed)})
-    status, out, _ = dpm("baselines", "digits", "--seed", 3, "--save", tmp_path / "b.json", "--json")
+    def rivals(images, model, generator):
+        return {"mcgsm_bits": float(len(images.test) + generator.initial_seed())}
+
+    monkeypatch.setattr(command, "rivals", rivals)
+    words = ["--setting", "ours", "--seed", 3, "--save", tmp_path / "b.json", "--json"]
+    status, out, _ = dpm("baselines", "digits", *words)
     assert status == 0 and json.loads(out) == json.loads((tmp_path / "b.json").read_text())
     assert json.loads(out)["mcgsm_bits"] == 700 and json.loads(out)["experiment"] == "digits"
 
@@ -167,6 +171,18 @@ def test_train_writes_weights_that_evaluate_reads(dpm, few, tmp_path):
     assert dpm("train", "swiss_roll", "--steps", 5, "--out", tmp_path, "--resume", "--json")[0] == 0
 
 
+def test_train_goes_on_from_given_weights(dpm, few, tmp_path):
+    """One step from the shipped weights, its rate still warming up, stays near them; its other words are heeded."""
+    words = ["train", "swiss_roll", "--setting", "ours", "--steps", 1, "--json"]
+    shipped = weights_path("swiss_roll", "ours")
+    status, out, _ = dpm(*words, "--start", shipped, "--at-once", 30, "--out", tmp_path)
+    made = json.loads(out)["provenance"]
+    assert status == 0 and made["samples_per_second"] > 0 and 0 < made["fraction_of_peak"] < 1
+    (before, _), (after, _) = (read_tensors(path) for path in (shipped, tmp_path / "weights.safetensors"))
+    assert all(torch.allclose(after[name], before[name], atol=1e-3) for name in before)
+    assert any(not torch.equal(after[name], before[name]) for name in before)
+
+
 def test_progress_is_in_bits_on_stderr(dpm, few, tmp_path, monkeypatch):
     """The last record, turned from nats into bits, stands at the end of the bar; stdout holds the JSON alone."""
     seen = []
@@ -182,7 +198,7 @@ def test_progress_is_in_bits_on_stderr(dpm, few, tmp_path, monkeypatch):
     assert f"K {float(in_bits(torch.tensor(seen[-1].K))):.3f} bits" in err.split("\r")[-1]
 
 
-def interrupted(run, draw, batch, steps, rate, checkpoint, precision):
+def interrupted(run, draw, batch, steps, rate, checkpoint, precision, at_once):
     """A run of which two steps are done, and one is saved, when Ctrl-C comes."""
     yield Record(1, -3.0)
     run.step = 1
@@ -306,6 +322,13 @@ MISTAKES = {
     "unwritable folder": (lambda tmp: ["train", "swiss_roll", "--steps", 2, "--out", blocked(tmp)], "cannot write"),
     "unwritable picture": (lambda tmp: ["sample", "swiss_roll", "--out", blocked(tmp) / "x.png"], "cannot write"),
     "nothing to resume": (lambda tmp: ["train", "swiss_roll", "--resume", "--out", tmp / "x"], "no checkpoint at"),
+    "two beginnings": (lambda tmp: ["train", "swiss_roll", "--resume", "--start", tmp / "x"], "not allowed with"),
+    "nothing to start from": (lambda tmp: ["train", "swiss_roll", "--start", tmp / "x"], "no checkpoint at"),
+    "another's start": (
+        lambda tmp: ["train", "swiss_roll", "--start", weights_path("swiss_roll", "ours"), "--out", tmp / "x"],
+        "another experiment or setting",
+    ),
+    "nothing at once": (lambda tmp: ["train", "swiss_roll", "--at-once", 0, "--out", tmp / "x"], "--at-once 0"),
     "unknown device": (lambda tmp: ["sample", "swiss_roll", "--device", "gpu"], "invalid choice: 'gpu'"),
     "negative seed": (lambda tmp: ["evaluate", "swiss_roll", "--seed", -1], "no whole number from 0"),
     "endless seed": (

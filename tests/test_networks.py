@@ -1,5 +1,6 @@
 """The networks of Appendix D: each forward pass against its formula written out, and each start against its claim."""
 
+import itertools
 import math
 
 import pytest
@@ -9,6 +10,7 @@ from scipy.integrate import quad
 from torch import Generator, nn
 from torch.nn.functional import conv2d
 
+from dpm import networks
 from dpm.bound import evaluate
 from dpm.forward import Binomial, Gaussian, everywhere
 from dpm.networks import (
@@ -21,6 +23,7 @@ from dpm.networks import (
     GaussianDenoiser,
     ImageDenoiser,
     ImageNetwork,
+    LevelBlock,
     MultiScaleConv,
     ScaleSum,
     StepMLP,
@@ -31,6 +34,7 @@ from dpm.networks import (
     cost,
     mlp,
     odds_bumps,
+    peak,
     time_bumps,
 )
 from dpm.reverse import BinomialStep, Denoise, GaussianStep
@@ -619,6 +623,26 @@ def test_what_a_step_keeps_does_not_grow_with_T_and_grows_with_the_batch():
     assert small == large
     two = cost(both_net(), draws(2, 3, 4, 4), torch.tensor([3, 4]))
     assert two[0] == 2 * small[0] and small[1] < two[1] <= 2 * small[1]
+
+
+def test_peak_is_that_of_the_fastest_product(monkeypatch):
+    """Nine of the ten take a second, one of them half."""
+    clock = itertools.accumulate([0.0] + [1.0] * 8 + [0.5] + [1.0] * 10)
+    monkeypatch.setattr(networks.time, "perf_counter", lambda: next(clock))
+    assert peak(torch.device("cpu"), torch.float32) == pytest.approx(2 * 2048**3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_stay_channels_last_from_the_first_layer_on(channels):
+    """One channel has no layout of its own; what comes of it must, forwards and back, or every layer copies."""
+    x, t = draws(2, channels, 8, 8).requires_grad_(), torch.tensor([3, 4])
+    kept, ours, theirs = [], denoiser(channels), Convolutions(channels, 5, layers=3, kernel=3, scales=2)
+    for layer in [layer for layer in [*ours.modules(), *theirs] if isinstance(layer, ScaleSum | LevelBlock)]:
+        layer.register_forward_hook(lambda layer, given, out: kept.append(out))
+        layer.register_full_backward_hook(lambda layer, back, out: kept.append(out[0]))
+    mean, _ = ours(Gaussian(geometric(6, 0.01, 0.95)), x, t)
+    (mean.square().sum() + theirs(x).square().sum()).backward()
+    assert len(kept) == 2 * (2 + 2 + 3) and all(h.is_contiguous(memory_format=torch.channels_last) for h in kept)
 
 
 # Our denoiser of images

@@ -15,9 +15,19 @@ from dpm import datasets, results
 from dpm.bound import along_trajectory, evaluate, in_bits, mean_and_error
 from dpm.entropy import log_density
 from dpm.experiments import EXPERIMENTS, build, heartbeat_chain
-from dpm.networks import BinomialDenoiser
+from dpm.networks import BinomialDenoiser, cost
 from dpm.optimum import exact_K
-from dpm.results import held_out, lost_at_the_edge, parzen_row, provenance, report, revision, rivals
+from dpm.results import (
+    error_of_draws,
+    held_out,
+    lost_at_the_edge,
+    parzen_row,
+    provenance,
+    report,
+    revision,
+    rivals,
+    two_rounds,
+)
 from dpm.reverse import Denoise, Diffusion
 from dpm.schedules import Fixed, erase_evenly
 
@@ -171,14 +181,39 @@ def test_report_on_pictures_in_pieces_is_the_same_in_the_mean(small, monkeypatch
     assert row["K_bits"] == pytest.approx(whole["K_bits"], abs=5 * whole["K_stderr_bits"])
 
 
+def test_the_error_of_the_draws_is_what_other_draws_change(small, monkeypatch):
+    """K of the same pictures with the noise of forty other generators spreads as one report says it would."""
+    experiment, model = small
+    monkeypatch.setattr(results, "LOOKS", 12 * 5)
+    x0 = experiment.held_out(Generator().manual_seed(0))
+    seeds = [two_rounds(model, x0, Generator().manual_seed(seed)) for seed in range(40)]
+    rounds = torch.stack([in_bits(torch.cat([bound.K for bound in bounds])).view(2, 12) / 64 for bounds in seeds])
+    errors = torch.tensor([error_of_draws(*both) for both in rounds])
+    assert float(rounds.mean((1, 2)).std()) == pytest.approx(float(errors.square().mean().sqrt()), rel=0.4)
+    assert report(experiment, model)["K_draws_stderr_bits"] == pytest.approx(float(errors.mean()), rel=0.5)
+
+
+def test_pace_counts_samples_and_products(small, monkeypatch):
+    """A gradient costs twice its value: at a peak of six times a sample's products a second, one a second is a half."""
+    experiment, model = small
+    x0 = experiment.draw(1, Generator().manual_seed(0))
+    adds, _ = cost(model.p, model.q(), x0, torch.tensor([2]))
+    monkeypatch.setattr(results, "peak", lambda device, precision: 6.0 * adds)
+    found = results.pace(model, x0, samples=30, seconds=30.0, precision=torch.float32)
+    assert found == pytest.approx({"samples_per_second": 1.0, "fraction_of_peak": 0.5})
+
+
 def test_rivals_are_measured_on_all_that_is_held_out(monkeypatch):
-    """The Gaussian of 8×8 patches against scipy's, on pictures of four patches each; the MCGSM as it starts."""
-    monkeypatch.setattr(results, "fit_mcgsm", lambda model, windows, generator: model)
+    """The Gaussian of 8×8 patches against scipy's, on pictures of four patches each; the MCGSM as it starts; and K of
+    an untrained model above it, on the same pictures."""
+    monkeypatch.setattr(results, "fit_mcgsm", lambda mcgsm, windows, generator: mcgsm)
+    monkeypatch.setattr(results, "LOOKS", 6 * 50)
     train, test = (
         torch.randint(0, 256, (n, 1, 16, 16), generator=Generator().manual_seed(n), dtype=torch.uint8) for n in (50, 6)
     )
     images = datasets.scaled(train, test)
-    row = rivals(images, 3, torch.device("cpu"))
+    model = build(EXPERIMENTS["digits"].settings["ours"])
+    row = rivals(images, model, Generator().manual_seed(3))
     generator = Generator().manual_seed(3)
     x, y = images.draw(400, generator), images.held_out(generator)
     x, y = (datasets.patches(z, 8).flatten(1).numpy() for z in (x, y))
@@ -187,6 +222,9 @@ def test_rivals_are_measured_on_all_that_is_held_out(monkeypatch):
     assert row["gaussian_bits"] == pytest.approx(by_picture.mean(), abs=1e-9)
     assert row["gaussian_stderr_bits"] == pytest.approx(stats.sem(by_picture), abs=1e-9)
     assert math.isfinite(row["mcgsm_bits"]) and row["mcgsm_stderr_bits"] > 0
+    null = float(stats.norm.logpdf(y).mean()) / math.log(2)  # what an untrained model reaches, but for its edge
+    assert row["K_over_mcgsm_bits"] == pytest.approx(null - row["mcgsm_bits"], abs=0.05)
+    assert 0 < row["K_over_mcgsm_stderr_bits"] < 1
 
 
 def test_parzen_row_takes_pictures_back_to_shades():

@@ -17,10 +17,10 @@ from dpm.datasets import heartbeat, swiss_roll
 from dpm.experiments import EXPERIMENTS, build
 from dpm.files import UserError, read_tensors
 from dpm.forward import Binomial, Gaussian
-from dpm.networks import GaussianDenoiser, ImageDenoiser, StepMLP
+from dpm.networks import GaussianDenoiser, ImageDenoiser, StepMLP, channels_last
 from dpm.reverse import BinomialStep, Denoise, Diffusion
 from dpm.schedules import Fixed, Learned, erase_evenly, geometric
-from dpm.train import Run, channels_last, choose_device, choose_precision, train
+from dpm.train import Run, choose_device, choose_precision, train
 
 CPU = torch.device("cpu")
 ABOUT = {"experiment": "swiss_roll", "setting": "tiny", "steps": "120"}
@@ -92,6 +92,30 @@ def test_resuming_continues_bit_for_bit(tmp_path, begin, draw, precision):
     assert rest.step == 50 and contents(rest, tmp_path / "rest") == (tmp_path / "half").read_bytes()
     list(train(rest, draw, **options))
     assert contents(rest, tmp_path / "rest") == contents(whole, tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("begin", "draw"), [(tiny_run, swiss_roll), (tiny_picture_run, pictures)])
+@pytest.mark.parametrize("at_once", [1, 7, 20, 50])
+def test_a_batch_in_parts_climbs_as_the_whole(begin, draw, at_once, monkeypatch):
+    """Parts of 7, 7 and 6 weigh as many as they hold: gradients, and −K, are those of 20 at once, but for rounding."""
+    found = []
+    for number in (None, at_once):
+        run = begin()
+        monkeypatch.setattr(run.optimiser, "zero_grad", lambda: None)
+        (record,) = train(run, draw, batch=20, steps=1, rate=1e-2, at_once=number)
+        found.append([torch.tensor(record.K), *(weights.grad for weights in run.model.parameters())])
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4 * float(whole.abs().max()))
+
+
+def test_no_more_than_so_many_samples_are_held_at_once(monkeypatch):
+    seen = []
+    estimate = training.estimate
+    monkeypatch.setattr(
+        training, "estimate", lambda p, q, x0, t, noise: seen.append(len(x0)) or estimate(p, q, x0, t, noise)
+    )
+    list(train(tiny_run(), swiss_roll, batch=20, steps=2, rate=1e-2, at_once=7))
+    assert seen == [7, 7, 6] * 2
 
 
 def test_another_seed_walks_another_path(tmp_path):
