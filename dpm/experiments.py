@@ -222,7 +222,7 @@ EXPERIMENTS = {
             beta_1=1e-7,
             models={
                 "paper": Sketch(
-                    lambda: paper_step(1000, 1, [Dense(1, 28, 500, 4, 2)], 20, 2), batch=512, steps=50_000, rate=1e-3
+                    lambda: paper_step(1000, 1, [Dense(1, 28, 900, 3, 2)], 20, 2), batch=512, steps=50_000, rate=1e-3
                 ),
                 "cpu": Sketch(lambda: our_step(1, 64, 3, 28), batch=64, steps=8_000, rate=2e-3),
             },

@@ -266,13 +266,20 @@ class Convolutions(nn.Sequential):
 
 
 class Dense(nn.Sequential):
-    """The dense pathway of D.2.1: tanh layers over the whole image, [B, C, size, size] → [B, outputs, size, size]."""
+    """The dense pathway of D.2.1: tanh layers over the whole image, [B, C, size, size] → [B, outputs, size, size].
+
+    The paper names no width and no start. Layers as wide as the image start by passing it on, so that each pixel of the
+    first outputs is that of the image: to take a pixel's noise away, the layers above must see the pixel.
+    """
 
     def __init__(self, channels: int, size: int, width: int, layers: int, outputs: int):
-        sizes = [channels * size**2] + [width] * layers + [outputs * size**2]
+        inputs = channels * size**2
+        sizes = [inputs] + [width] * layers + [outputs * size**2]
         linear = [nn.Linear(a, b) for a, b in pairwise(sizes)]
         super().__init__(nn.Flatten(), *tanh_layers(linear), nn.Unflatten(1, (outputs, size, size)))
         self.outputs = outputs
+        if width >= inputs:
+            pass_on(linear, inputs)
 
 
 def tanh_layers(linear: Sequence[nn.Linear | nn.Conv2d]) -> list[nn.Module]:
@@ -282,6 +289,13 @@ def tanh_layers(linear: Sequence[nn.Linear | nn.Conv2d]) -> list[nn.Module]:
         nn.init.kaiming_normal_(zeroed(layer).weight, nonlinearity="tanh")
         modules += [layer, nn.Tanh()]
     return modules
+
+
+@torch.no_grad()
+def pass_on(linear: Sequence[nn.Linear], inputs: int) -> None:
+    """Let the first units of every layer hand on the inputs, a quarter as large, where tanh is nearly straight."""
+    for k, layer in enumerate(linear):
+        layer.weight[:inputs] = torch.eye(inputs, layer.in_features) / (4 if k == 0 else 1)
 
 
 class BumpReadout(nn.Module):
