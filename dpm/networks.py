@@ -403,8 +403,8 @@ class ImageDenoiser(nn.Module):
 
 
 def peak(device: torch.device, precision: torch.dtype) -> float:
-    """Multiply-adds a second in one large product of matrices, the best of ten: what the machine can do, measured."""
-    side = 8192 if device.type == "cuda" else 2048
+    """Multiply-adds a second in a product of matrices, the best of many: what the machine can do, measured."""
+    side = 8192 if device.type == "cuda" else 512  # large enough to keep it busy, small enough not to be interrupted
     a = torch.ones(side, side, dtype=precision, device=device)
 
     def seconds() -> float:
@@ -412,7 +412,7 @@ def peak(device: torch.device, precision: torch.dtype) -> float:
         (a @ a)[0, 0].item()  # asking for a number waits for a GPU
         return time.perf_counter() - started
 
-    return side**3 / min(seconds() for _ in range(10))
+    return side**3 / min(seconds() for _ in range(100))
 
 
 def cost(network: nn.Module, *inputs: object) -> tuple[int, int]:

@@ -32,7 +32,7 @@ from dpm.reverse import Diffusion
 from dpm.train import Objective, place
 
 COMPARED = 4_000  # held-out samples on which a model and the optimum meet the same noise
-AT_ONCE = 25  # pictures; more do not fit the caches
+AT_ONCE = 100_000  # pixels of pictures; more do not fit the caches
 LOOKS = 20_000  # at pictures in each of two rounds, over steps t; at least five at each
 
 
@@ -88,7 +88,12 @@ def as_pictures(images: Images, K: float) -> dict:
 def two_rounds(model: Diffusion, x0: Tensor, generator: Generator) -> list[Bound]:
     """(14) of all pictures x⁰, and once more with other t and other noise."""
     measure = partial(evaluate_some, times=max(5, math.ceil(LOOKS / len(x0))))
-    return [measure(model.p, model.q(), some, generator) for some in x0.split(AT_ONCE) * 2]
+    return [measure(model.p, model.q(), some, generator) for some in x0.split(at_once(x0)) * 2]
+
+
+def at_once(x: Tensor) -> int:
+    """How many pictures of this size [.., C, H, W] a network is shown at once, where memory is not the limit."""
+    return max(1, AT_ONCE // x.shape[-2:].numel())
 
 
 def error_of_draws(first: Tensor, second: Tensor) -> float:

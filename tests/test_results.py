@@ -175,7 +175,7 @@ def test_report_on_pictures_in_pieces_is_the_same_in_the_mean(small, monkeypatch
     experiment, model = small
     monkeypatch.setattr(results, "LOOKS", 12 * 10)
     whole = report(experiment, model, seed=1)
-    monkeypatch.setattr(results, "AT_ONCE", 5)
+    monkeypatch.setattr(results, "AT_ONCE", 5 * 64)
     row = report(experiment, model, seed=1)
     assert row["held_out"] == 12 and row["L_null_bits"] == pytest.approx(whole["L_null_bits"], abs=1e-12)
     assert row["K_bits"] == pytest.approx(whole["K_bits"], abs=5 * whole["K_stderr_bits"])
