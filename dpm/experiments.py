@@ -276,7 +276,7 @@ EXPERIMENTS = {
                     steps=100_000,
                     rate=1e-3,
                 ),
-                "cpu": Sketch(lambda: our_step(3, 64, 4), batch=48, steps=6_000, rate=2e-3),
+                "cpu": Sketch(lambda: our_step(3, 32, 3), batch=48, steps=3_500, rate=3e-3, precision=torch.float32),
             },
             paper={"K": 5.4, "K_minus_L_null": 11.5},
         ),
