@@ -24,6 +24,14 @@ class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
+    def do_GET(self):
+        """The page that only leads to another names no icon; a browser that lingers on it asks for this one."""
+        if self.path == "/favicon.ico":
+            self.send_response(204)
+            self.end_headers()
+        else:
+            super().do_GET()
+
 
 class Server(ThreadingHTTPServer):
     def handle_error(self, *_):
@@ -63,6 +71,7 @@ def window(request, browser):
 
 def undrawn(page):
     """Formulas that are not drawn, or are drawn red."""
+    page.wait_for_function("!window.MathJax || window.MathJax.startup?.promise")  # a busy machine is slow to run it
     page.evaluate("window.MathJax && MathJax.startup.promise")
     return page.evaluate("""() => [...document.querySelectorAll(".math")].filter(
         formula => !formula.querySelector("mjx-container") || formula.querySelector("mjx-merror, [data-mjx-error]")
