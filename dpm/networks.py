@@ -129,10 +129,15 @@ def copying_layer(fan_in: int, width: int, copies: int, gain: float = 8.0) -> nn
     layer = nn.Linear(fan_in, width)
     nn.init.xavier_normal_(layer.weight, gain=4)
     nn.init.zeros_(layer.bias)
-    with torch.no_grad():
-        layer.weight[:copies] = gain * torch.eye(copies, fan_in)
-        layer.bias[:copies] = -gain / 2
+    pass_on(layer, copies, gain)
+    nn.init.constant_(layer.bias[:copies], -gain / 2)
     return layer
+
+
+@torch.no_grad()
+def pass_on(layer: nn.Linear, copies: int, gain: float) -> None:
+    """Let the first units of a layer see one of its first inputs each, times a gain, and nothing else."""
+    layer.weight[:copies] = gain * torch.eye(copies, layer.in_features)
 
 
 Layer = TypeVar("Layer", bound=nn.Module)  #: any module
@@ -279,7 +284,8 @@ class Dense(nn.Sequential):
         super().__init__(nn.Flatten(), *tanh_layers(linear), nn.Unflatten(1, (outputs, size, size)))
         self.outputs = outputs
         if width >= inputs:
-            pass_on(linear, inputs)
+            for k, layer in enumerate(linear):
+                pass_on(layer, inputs, gain=1 / 4 if k == 0 else 1)  # so small, tanh is nearly straight
 
 
 def tanh_layers(linear: Sequence[nn.Linear | nn.Conv2d]) -> list[nn.Module]:
@@ -289,13 +295,6 @@ def tanh_layers(linear: Sequence[nn.Linear | nn.Conv2d]) -> list[nn.Module]:
         nn.init.kaiming_normal_(zeroed(layer).weight, nonlinearity="tanh")
         modules += [layer, nn.Tanh()]
     return modules
-
-
-@torch.no_grad()
-def pass_on(linear: Sequence[nn.Linear], inputs: int) -> None:
-    """Let the first units of every layer hand on the inputs, a quarter as large, where tanh is nearly straight."""
-    for k, layer in enumerate(linear):
-        layer.weight[:inputs] = torch.eye(inputs, layer.in_features) / (4 if k == 0 else 1)
 
 
 class BumpReadout(nn.Module):

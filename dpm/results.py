@@ -99,7 +99,8 @@ def at_once(x: Tensor) -> int:
 def error_of_draws(first: Tensor, second: Tensor) -> float:
     """Standard error of the mean K of these very pictures, [n] from either of two rounds: what other t and other noise
     would change, where the standard error beside K is of other pictures."""
-    return float((first - second).square().mean().sqrt()) / math.sqrt(4 * len(first))
+    _, error = mean_and_error((first - second) / 2)  # varies as their mean does
+    return error
 
 
 def against_optimum(p: Optimum, q: Chain, x0: Tensor, first: Tensor, K: float, generator: Generator, seed: int) -> dict:
