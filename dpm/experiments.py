@@ -158,9 +158,9 @@ def paper_step(
     return GaussianStep(ImageNetwork(T, channels, pathways, width, layers, J=10))
 
 
-def our_step(channels: int, width: int, blocks: int, size: int | None = None) -> Denoise:
-    """A denoiser in the place of f_μ and f_Σ, small enough for two cores; with a `size`, for that size only."""
-    return Denoise(ImageDenoiser(channels, width, blocks, scales=3, size=size))
+def our_step(channels: int, widths: Sequence[int], depths: Sequence[int], octaves: int = 0) -> Denoise:
+    """A denoiser in the place of f_μ and f_Σ, small enough for two cores; where grey levels stay apart, with waves."""
+    return Denoise(ImageDenoiser(channels, widths, depths, octaves))
 
 
 EXPERIMENTS = {
@@ -210,7 +210,9 @@ EXPERIMENTS = {
                     rate=3e-3,
                     precision=torch.float32,
                 ),
-                "ours": Sketch(lambda: our_step(1, 32, 3), batch=128, steps=4_000, rate=4e-3, precision=torch.float32),
+                "ours": Sketch(
+                    lambda: our_step(1, (24, 48), (1, 2), 4), batch=128, steps=4_000, rate=4e-3, precision=torch.float32
+                ),
             },
             paper={},
         ),
@@ -224,7 +226,7 @@ EXPERIMENTS = {
                 "paper": Sketch(
                     lambda: paper_step(1000, 1, [Dense(1, 28, 900, 3, 2)], 20, 2), batch=512, steps=50_000, rate=1e-3
                 ),
-                "cpu": Sketch(lambda: our_step(1, 64, 3, 28), batch=64, steps=8_000, rate=2e-3),
+                "cpu": Sketch(lambda: our_step(1, (16, 64, 128), (1, 2, 3), 5), batch=64, steps=24_000, rate=1.5e-3),
             },
             paper={"parzen_bits": 317},
         ),
@@ -241,7 +243,7 @@ EXPERIMENTS = {
                     steps=50_000,
                     rate=1e-3,
                 ),
-                "cpu": Sketch(lambda: our_step(1, 64, 4), batch=12, steps=6_000, rate=2e-3),
+                "cpu": Sketch(lambda: our_step(1, (32, 64, 128), (1, 2, 2)), batch=12, steps=10_000, rate=2e-3),
             },
             paper={"K": -0.55, "K_minus_L_null": 1.5},
             whole=lambda generator: datasets.bark_squares(generator, 300),
@@ -259,7 +261,7 @@ EXPERIMENTS = {
                     steps=50_000,
                     rate=1e-3,
                 ),
-                "cpu": Sketch(lambda: our_step(1, 64, 4), batch=12, steps=8_000, rate=2e-3),
+                "cpu": Sketch(lambda: our_step(1, (32, 64, 128), (1, 2, 2)), batch=12, steps=20_000, rate=2e-3),
             },
             paper={"K": 1.489, "K_minus_L_null": 3.536},
         ),
@@ -276,7 +278,7 @@ EXPERIMENTS = {
                     steps=100_000,
                     rate=1e-3,
                 ),
-                "cpu": Sketch(lambda: our_step(3, 32, 3), batch=48, steps=3_500, rate=3e-3, precision=torch.float32),
+                "cpu": Sketch(lambda: our_step(3, (48, 96, 128), (1, 2, 2)), batch=48, steps=4_000, rate=2e-3),
             },
             paper={"K": 5.4, "K_minus_L_null": 11.5},
         ),

@@ -4,6 +4,7 @@ A network of the paper's own form maps x [B, D] and t [B] to [B, outputs]; it kn
 number. A denoiser, our own form, sees the chain q as well, and returns the mean and variance of x⁰ given x^t.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.functional import avg_pool2d, interpolate, softplus
+from torch.nn.functional import avg_pool2d, interpolate, silu, softplus
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpm.forward import Binomial, Gaussian, at_time
@@ -337,67 +338,83 @@ class ImageNetwork(nn.Module):
         return self.readout(self.top(torch.cat([pathway(x) for pathway in self.pathways], dim=1)), t)
 
 
-class LevelBlock(nn.Module):
-    """h + a change of it that starts at zero: D.2.1's sum over scales, scaled and shifted by the noise level."""
+def faded_waves(x: Tensor, noise: Tensor, octaves: int) -> list[Tensor]:
+    """Sines and cosines of pixels x [B, C, H, W], octave by octave; each fades as normal noise of variance `noise` in x
+    washes it out, to the mean that an exact x gives. They let a network tell grey levels apart (Kingma et al. 2021).
+    """
+    turns = [2 * math.pi * 2**k for k in range(octaves)]
+    return [(-(turn**2) * noise / 2).exp() * wave(turn * x) for turn in turns for wave in (torch.sin, torch.cos)]
 
-    def __init__(self, width: int, levels: int, scales: int):
+
+class LevelBlock(nn.Module):
+    """h + a change of it that starts at zero: two convolutions, and between them a scale and shift by noise level."""
+
+    def __init__(self, width: int, levels: int):
         super().__init__()
-        self.sum = ScaleSum(width, width, kernel=3, scales=scales)
+        self.inward = nn.Conv2d(width, width, 3, padding=1)
         self.level = zeroed(nn.Linear(levels, 2 * width))
-        self.change = zeroed(nn.Conv2d(width, width, 1))
+        self.outward = zeroed(nn.Conv2d(width, width, 3, padding=1))
 
     def forward(self, h: Tensor, level: Tensor) -> Tensor:
         scale, shift = self.level(level)[:, :, None, None].chunk(2, dim=1)
-        return h + self.change(nn.functional.silu(self.sum(h) * (1 + scale) + shift))
+        return h + self.outward(silu(self.inward(silu(h)) * (1 + scale) + shift))
 
 
-class LevelDense(nn.Module):
-    """D.2.1's dense pathway: x [B, C, size, size], noise levels [B or 1, levels] → [B, outputs, size, size]."""
+class Halved(nn.Module):
+    """h + what blocks of another width make of it at half the size."""
 
-    def __init__(self, channels: int, size: int, levels: int, width: int, outputs: int):
+    def __init__(self, width: int, inside: int, blocks: nn.Module):
         super().__init__()
-        self.outputs, self.size = outputs, size
-        self.mlp = nn.Sequential(
-            nn.Linear(channels * size**2 + levels, width),
-            nn.SiLU(),
-            nn.Linear(width, width),
-            nn.SiLU(),
-            nn.Linear(width, outputs * size**2),
-        )
+        self.inward, self.blocks, self.outward = nn.Conv2d(width, inside, 1), blocks, nn.Conv2d(inside, width, 1)
 
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        seen = torch.cat([x.flatten(1), level.expand(len(x), -1)], dim=1)
-        return self.mlp(seen).view(-1, self.outputs, self.size, self.size)
+    def forward(self, h: Tensor, level: Tensor) -> Tensor:
+        coarse = self.blocks(self.inward(avg_pool2d(h, 2)), level)
+        return h + interpolate(self.outward(coarse), scale_factor=2.0)
+
+
+class UNet(nn.ModuleList):
+    """A U-Net (Ronneberger, Fischer, Brox 2015), (h, levels) → [B, widths[0], H, W]: `depths[0]` blocks, all of it once
+    more at half the size, with the widths and depths that follow, and as many blocks. Sizes are added, as in D.2.1."""
+
+    def __init__(self, widths: Sequence[int], depths: Sequence[int], levels: int):
+        width, *wider = widths
+        before, after = ([LevelBlock(width, levels) for _ in range(depths[0])] for _ in range(2))
+        below = [Halved(width, wider[0], UNet(wider, depths[1:], levels)), *after] if wider else []
+        super().__init__([*before, *below])
+
+    def forward(self, h: Tensor, level: Tensor) -> Tensor:
+        for block in self:
+            h = block(h, level)
+        return h
 
 
 class ImageDenoiser(nn.Module):
     """Ours: (q, x^t, t) → mean and variance of x⁰ given x^t, each [B, C, H, W], from x^t and its signal level.
 
     Starts, like `GaussianDenoiser`, at the exact answer for x⁰ ~ N(0, I). It hears the log of the signal-to-noise
-    ratio, through bumps, and not t, so that a trained one serves any schedule. With a `size`, a dense pathway lets
-    every pixel see all of the picture; without, it takes pictures of any size.
+    ratio, through bumps, and not t, so that a trained one serves any schedule; it takes pictures of any size that its
+    `widths` halve.
     """
 
     LEVELS = 16
     centres: Tensor
 
-    def __init__(self, channels: int, width: int, blocks: int, scales: int, size: int | None = None):
+    def __init__(self, channels: int, widths: Sequence[int], depths: Sequence[int], octaves: int):
         super().__init__()
+        self.sizes, self.octaves = len(widths), octaves
         self.register_buffer("centres", torch.linspace(-8, 16, self.LEVELS), persistent=False)
-        self.dense = LevelDense(channels, size, self.LEVELS, width=512, outputs=4) if size else None
-        self.inward = nn.Conv2d(channels + (self.dense.outputs if self.dense else 0), width, 3, padding=1)
-        self.blocks = nn.ModuleList(LevelBlock(width, self.LEVELS, scales) for _ in range(blocks))
-        self.outward = zeroed(nn.Conv2d(width, 2 * channels, 1))
+        self.inward = nn.Conv2d(channels * (1 + 2 * octaves), widths[0], 3, padding=1)
+        self.blocks = UNet(widths, depths, self.LEVELS)
+        self.outward = zeroed(nn.Conv2d(widths[0], 2 * channels, 1))
 
     def forward(self, q: Gaussian, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        refuse_unpoolable(xt, self.sizes)
         signal, noise = at_time(q.alpha_bar, t, xt), at_time(q.noise_level, t, xt)
         level = (signal / noise).log().float().flatten().clamp(min=-99)  # −∞ where β_T = 1; any far level is one bump
         heard = bumps(level, self.centres, self.centres[1] - self.centres[0])
-        x = xt.float()
-        h = channels_last(self.inward(torch.cat([x, self.dense(x, heard)], dim=1) if self.dense else x))
-        for block in self.blocks:
-            h = block(h, heard)
-        shift, spread = self.outward(nn.functional.silu(h)).to(xt.dtype).chunk(2, dim=1)
+        seen = torch.cat([xt.float(), *faded_waves(xt.float(), noise.float(), self.octaves)], dim=1)
+        h = self.blocks(channels_last(self.inward(seen)), heard)
+        shift, spread = self.outward(silu(h)).to(xt.dtype).chunk(2, dim=1)
         return signal.sqrt() * xt + noise.sqrt() * shift, noise * spread.exp()
 
 
