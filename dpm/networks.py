@@ -339,8 +339,8 @@ class ImageNetwork(nn.Module):
 
 
 def faded_waves(x: Tensor, noise: Tensor, octaves: int) -> list[Tensor]:
-    """Sines and cosines of pixels x [B, C, H, W], octave by octave; each fades as normal noise of variance `noise` in x
-    washes it out, to the mean that an exact x gives. They let a network tell grey levels apart (Kingma et al. 2021).
+    """Sines and cosines of pixels x [B, C, H, W], octave by octave, each times what an average over normal noise of
+    variance `noise` leaves of it. They let a network tell grey levels apart (Kingma et al. 2021); the fading is ours.
     """
     turns = [2 * math.pi * 2**k for k in range(octaves)]
     return [(-(turn**2) * noise / 2).exp() * wave(turn * x) for turn in turns for wave in (torch.sin, torch.cos)]

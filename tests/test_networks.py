@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -21,6 +22,7 @@ from dpm.networks import (
     Convolutions,
     Dense,
     GaussianDenoiser,
+    Halved,
     ImageDenoiser,
     ImageNetwork,
     LevelBlock,
@@ -32,6 +34,7 @@ from dpm.networks import (
     bumps,
     copying_layer,
     cost,
+    faded_waves,
     mlp,
     odds_bumps,
     peak,
@@ -648,19 +651,19 @@ def test_pictures_stay_channels_last_from_the_first_layer_on(channels):
     """One channel has no layout of its own; what comes of it must, forwards and back, or every layer copies."""
     x, t = draws(2, channels, 8, 8).requires_grad_(), torch.tensor([3, 4])
     kept, ours, theirs = [], denoiser(channels), Convolutions(channels, 5, layers=3, kernel=3, scales=2)
-    for layer in [layer for layer in [*ours.modules(), *theirs] if isinstance(layer, ScaleSum | LevelBlock)]:
+    for layer in [layer for layer in [*ours.modules(), *theirs] if isinstance(layer, ScaleSum | LevelBlock | Halved)]:
         layer.register_forward_hook(lambda layer, given, out: kept.append(out))
         layer.register_full_backward_hook(lambda layer, back, out: kept.append(out[0]))
     mean, _ = ours(Gaussian(geometric(6, 0.01, 0.95)), x, t)
     (mean.square().sum() + theirs(x).square().sum()).backward()
-    assert len(kept) == 2 * (2 + 2 + 3) and all(h.is_contiguous(memory_format=torch.channels_last) for h in kept)
+    assert len(kept) == 2 * (3 + 1 + 3) and all(h.is_contiguous(memory_format=torch.channels_last) for h in kept)
 
 
 # Our denoiser of images
 
 
-def denoiser(channels=1, size=None):
-    return ImageDenoiser(channels, width=6, blocks=2, scales=2, size=size)
+def denoiser(channels=1):
+    return ImageDenoiser(channels, widths=(6, 4), depths=(1, 1), octaves=2)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -688,10 +691,9 @@ def test_image_denoiser_hears_the_noise_level_and_not_t():
         assert bool((a != torch.cat(p(long, xt, torch.full((3,), 2 * t)))).any())
 
 
-@pytest.mark.parametrize("size", [None, 8])
-def test_image_denoiser_takes_one_t_or_many_and_each_image_alone(size):
-    p, q = scramble(denoiser(3, size), size=0.1), Gaussian(geometric(6, 0.01, 0.95))
-    xt, t = draws(3, 3, 8, size or 4).double(), torch.tensor([2, 4, 6])
+def test_image_denoiser_takes_one_t_or_many_and_each_image_alone():
+    p, q = scramble(denoiser(3), size=0.1), Gaussian(geometric(6, 0.01, 0.95))
+    xt, t = draws(3, 3, 8, 4).double(), torch.tensor([2, 4, 6])
     mean, variance = p(q, xt, t)
     assert mean.shape == variance.shape == xt.shape and bool((variance > 0).all())
     for i in range(3):
@@ -717,15 +719,32 @@ def test_every_parameter_of_the_image_networks_learns():
         assert all(bool(parameter.grad.any()) for parameter in network.parameters())
 
 
-def test_dense_pathway_lets_every_pixel_see_all_of_the_picture():
-    """The slope of one corner's answer in the opposite corner: none without a `size`, some with one."""
-    q, t = Gaussian(geometric(10, 1e-3, 0.9)), torch.tensor([5])
-    for size, sees in ((None, False), (24, True)):
-        network = ImageDenoiser(1, width=4, blocks=1, scales=1, size=size)
-        torch.manual_seed(0)
-        for parameter in network.parameters():
-            torch.nn.init.normal_(parameter, std=0.1)
-        x = torch.zeros(1, 1, 24, 24, requires_grad=True)
-        mean, _ = network(q, x, t)
-        (slope,) = torch.autograd.grad(mean[0, 0, 0, 0], x)
-        assert bool(slope[0, 0, -1, -1] != 0) == sees
+@pytest.mark.parametrize(("sizes", "reach"), [(1, 3), (2, 10), (3, 22)])
+def test_a_u_net_sees_as_far_as_the_smallest_size_reaches(sizes, reach):
+    """The slope of a corner's answer in the pixels of its row: none beyond the convolutions of the coarsest size."""
+    network = ImageDenoiser(1, widths=(4,) * sizes, depths=(1,) * sizes, octaves=0)
+    torch.manual_seed(0)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    x = torch.zeros(1, 1, 48, 48, requires_grad=True)
+    mean, _ = network(Gaussian(geometric(10, 1e-3, 0.9)), x, torch.tensor([5]))
+    (slope,) = torch.autograd.grad(mean[0, 0, 0, 0], x)
+    assert int(slope[0, 0, 0].nonzero().max()) == reach
+
+
+def test_waves_fade_to_their_mean_under_noise():
+    """Averaged over noise, a faded wave of noisy pixels is the wave of clean ones, faded twice."""
+    x, variance = draws(1, 1, 2, 2).double(), torch.tensor(0.004, dtype=torch.float64)
+    nodes, weights = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(60))
+    noisy = x + variance.sqrt() * nodes[:, None, None, None]
+    clean = faded_waves(x, 2 * variance, octaves=3)
+    for clear, seen in zip(clean, faded_waves(noisy, variance, octaves=3), strict=True):
+        mean = (weights[:, None, None, None] * seen).sum(0, keepdim=True) / weights.sum()
+        assert close(mean, clear, 1e-12)
+    assert len(clean) == 6
+    assert close(clean[3], (4 * math.pi * x).cos() * math.exp(-((4 * math.pi) ** 2) * 0.004), 1e-12)
+
+
+def test_image_denoiser_refuses_a_size_that_does_not_halve():
+    with pytest.raises(ValueError, match="6×5 do not pool to 2 scales"):
+        denoiser()(Gaussian(geometric(6, 0.01, 0.95)), draws(1, 1, 6, 5), torch.tensor([2]))

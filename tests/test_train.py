@@ -42,7 +42,7 @@ def tiny_bits_run(seed=0):
 def tiny_picture_run(seed=0):
     torch.manual_seed(0)
     q = Gaussian(geometric(8, 1e-3, 0.99))
-    return Run(Diffusion(Fixed(q.beta), Gaussian, Denoise(ImageDenoiser(1, 8, 1, 2))), CPU, seed, ABOUT)
+    return Run(Diffusion(Fixed(q.beta), Gaussian, Denoise(ImageDenoiser(1, (8,), (1,), 0))), CPU, seed, ABOUT)
 
 
 def go(run, steps=120, **options):
