@@ -19,13 +19,16 @@ from dpm.files import UserError, load_into, read_tensors, take
 from dpm.forward import Binomial, Chain, Gaussian
 from dpm.networks import (
     BinomialDenoiser,
+    Blocks,
     Convolutions,
     Dense,
     GaussianDenoiser,
     ImageDenoiser,
     ImageNetwork,
+    ScaleBlock,
     StepMLP,
     StepRBF,
+    u_net,
 )
 from dpm.optimum import BlurredOptimum, Optimum
 from dpm.reverse import BinomialStep, Denoise, Diffusion, GaussianStep
@@ -158,9 +161,15 @@ def paper_step(
     return GaussianStep(ImageNetwork(T, channels, pathways, width, layers, J=10))
 
 
-def our_step(channels: int, widths: Sequence[int], depths: Sequence[int], octaves: int = 0) -> Denoise:
-    """A denoiser in the place of f_μ and f_Σ, small enough for two cores; where grey levels stay apart, with waves."""
-    return Denoise(ImageDenoiser(channels, widths, depths, octaves))
+def our_step(channels: int, width: int, depth: int) -> Denoise:
+    """A denoiser in the place of f_μ and f_Σ, small enough for two cores: D.2.1's sums over three scales."""
+    blocks = Blocks(ScaleBlock(width, scales=3) for _ in range(depth))
+    return Denoise(ImageDenoiser(channels, width, blocks, octaves=0))
+
+
+def our_u_step(channels: int, widths: Sequence[int], depths: Sequence[int]) -> Denoise:
+    """A denoiser for shapes in few grey levels: a U-Net, which sees waves of them."""
+    return Denoise(ImageDenoiser(channels, widths[0], u_net(widths, depths), octaves=5))
 
 
 EXPERIMENTS = {
@@ -210,9 +219,7 @@ EXPERIMENTS = {
                     rate=3e-3,
                     precision=torch.float32,
                 ),
-                "ours": Sketch(
-                    lambda: our_step(1, (24, 48), (1, 2), 4), batch=128, steps=4_000, rate=4e-3, precision=torch.float32
-                ),
+                "ours": Sketch(lambda: our_step(1, 32, 3), batch=128, steps=4_000, rate=4e-3, precision=torch.float32),
             },
             paper={},
         ),
@@ -226,7 +233,7 @@ EXPERIMENTS = {
                 "paper": Sketch(
                     lambda: paper_step(1000, 1, [Dense(1, 28, 900, 3, 2)], 20, 2), batch=512, steps=50_000, rate=1e-3
                 ),
-                "cpu": Sketch(lambda: our_step(1, (16, 64, 128), (1, 2, 3), 5), batch=64, steps=24_000, rate=1.5e-3),
+                "cpu": Sketch(lambda: our_u_step(1, (16, 64, 128), (1, 2, 3)), batch=64, steps=24_000, rate=1.5e-3),
             },
             paper={"parzen_bits": 317},
         ),
@@ -243,7 +250,7 @@ EXPERIMENTS = {
                     steps=50_000,
                     rate=1e-3,
                 ),
-                "cpu": Sketch(lambda: our_step(1, (32, 64, 128), (1, 2, 2)), batch=12, steps=10_000, rate=2e-3),
+                "cpu": Sketch(lambda: our_step(1, 64, 4), batch=12, steps=6_000, rate=2e-3),
             },
             paper={"K": -0.55, "K_minus_L_null": 1.5},
             whole=lambda generator: datasets.bark_squares(generator, 300),
@@ -261,7 +268,7 @@ EXPERIMENTS = {
                     steps=50_000,
                     rate=1e-3,
                 ),
-                "cpu": Sketch(lambda: our_step(1, (32, 64, 128), (1, 2, 2)), batch=12, steps=20_000, rate=2e-3),
+                "cpu": Sketch(lambda: our_step(1, 64, 4), batch=12, steps=8_000, rate=2e-3),
             },
             paper={"K": 1.489, "K_minus_L_null": 3.536},
         ),
@@ -278,7 +285,7 @@ EXPERIMENTS = {
                     steps=100_000,
                     rate=1e-3,
                 ),
-                "cpu": Sketch(lambda: our_step(3, (48, 96, 128), (1, 2, 2)), batch=48, steps=4_000, rate=2e-3),
+                "cpu": Sketch(lambda: our_step(3, 64, 3), batch=48, steps=8_000, rate=2e-3),
             },
             paper={"K": 5.4, "K_minus_L_null": 11.5},
         ),

@@ -200,6 +200,7 @@ class BinomialDenoiser(nn.Module):
 
 # The networks of images, D.2.1: x is [B, C, H, W]
 
+LEVELS = 16  # bumps through which our denoiser of images hears a noise level
 SOFTPLUS_MEAN, SOFTPLUS_VARIANCE = 0.8060592, 0.2715145  # of log(1 + e^a) for a ~ N(0, 1)
 
 
@@ -346,13 +347,27 @@ def faded_waves(x: Tensor, noise: Tensor, octaves: int) -> list[Tensor]:
     return [(-(turn**2) * noise / 2).exp() * wave(turn * x) for turn in turns for wave in (torch.sin, torch.cos)]
 
 
-class LevelBlock(nn.Module):
-    """h + a change of it that starts at zero: two convolutions, and between them a scale and shift by noise level."""
+class ScaleBlock(nn.Module):
+    """h + a change of it that starts at zero: D.2.1's sum over scales, scaled and shifted by the noise level."""
 
-    def __init__(self, width: int, levels: int):
+    def __init__(self, width: int, scales: int):
+        super().__init__()
+        self.sum = ScaleSum(width, width, kernel=3, scales=scales)
+        self.level = zeroed(nn.Linear(LEVELS, 2 * width))
+        self.change = zeroed(nn.Conv2d(width, width, 1))
+
+    def forward(self, h: Tensor, level: Tensor) -> Tensor:
+        scale, shift = self.level(level)[:, :, None, None].chunk(2, dim=1)
+        return h + self.change(silu(self.sum(h) * (1 + scale) + shift))
+
+
+class PairBlock(nn.Module):
+    """h + a change of it that starts at zero: two convolutions, scaled and shifted by the level between."""
+
+    def __init__(self, width: int):
         super().__init__()
         self.inward = nn.Conv2d(width, width, 3, padding=1)
-        self.level = zeroed(nn.Linear(levels, 2 * width))
+        self.level = zeroed(nn.Linear(LEVELS, 2 * width))
         self.outward = zeroed(nn.Conv2d(width, width, 3, padding=1))
 
     def forward(self, h: Tensor, level: Tensor) -> Tensor:
@@ -368,19 +383,13 @@ class Halved(nn.Module):
         self.inward, self.blocks, self.outward = nn.Conv2d(width, inside, 1), blocks, nn.Conv2d(inside, width, 1)
 
     def forward(self, h: Tensor, level: Tensor) -> Tensor:
+        refuse_unpoolable(h, scales=2)
         coarse = self.blocks(self.inward(avg_pool2d(h, 2)), level)
         return h + interpolate(self.outward(coarse), scale_factor=2.0)
 
 
-class UNet(nn.ModuleList):
-    """A U-Net (Ronneberger, Fischer, Brox 2015), (h, levels) → [B, widths[0], H, W]: `depths[0]` blocks, all of it once
-    more at half the size, with the widths and depths that follow, and as many blocks. Sizes are added, as in D.2.1."""
-
-    def __init__(self, widths: Sequence[int], depths: Sequence[int], levels: int):
-        width, *wider = widths
-        before, after = ([LevelBlock(width, levels) for _ in range(depths[0])] for _ in range(2))
-        below = [Halved(width, wider[0], UNet(wider, depths[1:], levels)), *after] if wider else []
-        super().__init__([*before, *below])
+class Blocks(nn.ModuleList):
+    """Blocks one after another: h [B, width, H, W], noise levels [B or 1, LEVELS] → [B, width, H, W]."""
 
     def forward(self, h: Tensor, level: Tensor) -> Tensor:
         for block in self:
@@ -388,27 +397,33 @@ class UNet(nn.ModuleList):
         return h
 
 
+def u_net(widths: Sequence[int], depths: Sequence[int]) -> Blocks:
+    """A U-Net (Ronneberger, Fischer, Brox 2015): `depths[0]` blocks, the same of all that is left at half the size, and
+    as many blocks again. What comes up is added, as D.2.1's scales are, and not laid beside."""
+    width, *wider = widths
+    before, after = ([PairBlock(width) for _ in range(depths[0])] for _ in range(2))
+    return Blocks([*before, Halved(width, wider[0], u_net(wider, depths[1:])), *after] if wider else before)
+
+
 class ImageDenoiser(nn.Module):
     """Ours: (q, x^t, t) → mean and variance of x⁰ given x^t, each [B, C, H, W], from x^t and its signal level.
 
     Starts, like `GaussianDenoiser`, at the exact answer for x⁰ ~ N(0, I). It hears the log of the signal-to-noise
     ratio, through bumps, and not t, so that a trained one serves any schedule; it takes pictures of any size that its
-    `widths` halve.
+    blocks can halve. With `octaves` it sees waves of x^t as well.
     """
 
-    LEVELS = 16
     centres: Tensor
 
-    def __init__(self, channels: int, widths: Sequence[int], depths: Sequence[int], octaves: int):
+    def __init__(self, channels: int, width: int, blocks: Blocks, octaves: int):
         super().__init__()
-        self.sizes, self.octaves = len(widths), octaves
-        self.register_buffer("centres", torch.linspace(-8, 16, self.LEVELS), persistent=False)
-        self.inward = nn.Conv2d(channels * (1 + 2 * octaves), widths[0], 3, padding=1)
-        self.blocks = UNet(widths, depths, self.LEVELS)
-        self.outward = zeroed(nn.Conv2d(widths[0], 2 * channels, 1))
+        self.octaves = octaves
+        self.register_buffer("centres", torch.linspace(-8, 16, LEVELS), persistent=False)
+        self.inward = nn.Conv2d(channels * (1 + 2 * octaves), width, 3, padding=1)
+        self.blocks = blocks
+        self.outward = zeroed(nn.Conv2d(width, 2 * channels, 1))
 
     def forward(self, q: Gaussian, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        refuse_unpoolable(xt, self.sizes)
         signal, noise = at_time(q.alpha_bar, t, xt), at_time(q.noise_level, t, xt)
         level = (signal / noise).log().float().flatten().clamp(min=-99)  # −∞ where β_T = 1; any far level is one bump
         heard = bumps(level, self.centres, self.centres[1] - self.centres[0])

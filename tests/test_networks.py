@@ -18,6 +18,7 @@ from dpm.networks import (
     SOFTPLUS_MEAN,
     SOFTPLUS_VARIANCE,
     BinomialDenoiser,
+    Blocks,
     BumpReadout,
     Convolutions,
     Dense,
@@ -25,8 +26,9 @@ from dpm.networks import (
     Halved,
     ImageDenoiser,
     ImageNetwork,
-    LevelBlock,
     MultiScaleConv,
+    PairBlock,
+    ScaleBlock,
     ScaleSum,
     StepMLP,
     StepRBF,
@@ -39,6 +41,7 @@ from dpm.networks import (
     odds_bumps,
     peak,
     time_bumps,
+    u_net,
 )
 from dpm.reverse import BinomialStep, Denoise, GaussianStep
 from dpm.schedules import erase_evenly, geometric
@@ -651,19 +654,22 @@ def test_pictures_stay_channels_last_from_the_first_layer_on(channels):
     """One channel has no layout of its own; what comes of it must, forwards and back, or every layer copies."""
     x, t = draws(2, channels, 8, 8).requires_grad_(), torch.tensor([3, 4])
     kept, ours, theirs = [], denoiser(channels), Convolutions(channels, 5, layers=3, kernel=3, scales=2)
-    for layer in [layer for layer in [*ours.modules(), *theirs] if isinstance(layer, ScaleSum | LevelBlock | Halved)]:
+    for layer in [
+        layer for layer in [*ours.modules(), *theirs] if isinstance(layer, ScaleSum | ScaleBlock | PairBlock | Halved)
+    ]:
         layer.register_forward_hook(lambda layer, given, out: kept.append(out))
         layer.register_full_backward_hook(lambda layer, back, out: kept.append(out[0]))
     mean, _ = ours(Gaussian(geometric(6, 0.01, 0.95)), x, t)
     (mean.square().sum() + theirs(x).square().sum()).backward()
-    assert len(kept) == 2 * (3 + 1 + 3) and all(h.is_contiguous(memory_format=torch.channels_last) for h in kept)
+    assert len(kept) == 2 * (2 + 3 + 1 + 3) and all(h.is_contiguous(memory_format=torch.channels_last) for h in kept)
 
 
 # Our denoiser of images
 
 
 def denoiser(channels=1):
-    return ImageDenoiser(channels, widths=(6, 4), depths=(1, 1), octaves=2)
+    """Of both kinds of blocks."""
+    return ImageDenoiser(channels, 6, Blocks([ScaleBlock(6, scales=2), *u_net((6, 4), (1, 1))]), octaves=2)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -722,7 +728,7 @@ def test_every_parameter_of_the_image_networks_learns():
 @pytest.mark.parametrize(("sizes", "reach"), [(1, 3), (2, 10), (3, 22)])
 def test_a_u_net_sees_as_far_as_the_smallest_size_reaches(sizes, reach):
     """The slope of a corner's answer in the pixels of its row: none beyond the convolutions of the coarsest size."""
-    network = ImageDenoiser(1, widths=(4,) * sizes, depths=(1,) * sizes, octaves=0)
+    network = ImageDenoiser(1, 4, u_net((4,) * sizes, (1,) * sizes), octaves=0)
     torch.manual_seed(0)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.5)

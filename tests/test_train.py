@@ -17,7 +17,7 @@ from dpm.datasets import heartbeat, swiss_roll
 from dpm.experiments import EXPERIMENTS, build
 from dpm.files import UserError, read_tensors
 from dpm.forward import Binomial, Gaussian
-from dpm.networks import GaussianDenoiser, ImageDenoiser, StepMLP, channels_last
+from dpm.networks import GaussianDenoiser, ImageDenoiser, StepMLP, channels_last, u_net
 from dpm.reverse import BinomialStep, Denoise, Diffusion
 from dpm.schedules import Fixed, Learned, erase_evenly, geometric
 from dpm.train import Run, choose_device, choose_precision, train
@@ -42,7 +42,7 @@ def tiny_bits_run(seed=0):
 def tiny_picture_run(seed=0):
     torch.manual_seed(0)
     q = Gaussian(geometric(8, 1e-3, 0.99))
-    return Run(Diffusion(Fixed(q.beta), Gaussian, Denoise(ImageDenoiser(1, (8,), (1,), 0))), CPU, seed, ABOUT)
+    return Run(Diffusion(Fixed(q.beta), Gaussian, Denoise(ImageDenoiser(1, 8, u_net((8,), (1,)), 0))), CPU, seed, ABOUT)
 
 
 def go(run, steps=120, **options):
