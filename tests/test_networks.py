@@ -709,7 +709,7 @@ def test_image_denoiser_takes_one_t_or_many_and_each_image_alone():
 
 def test_image_denoiser_answers_where_the_chain_has_forgotten_all():
     """β_T = 1: nothing is left of x⁰ in x^T, and the answer is that of hardly anything left."""
-    p, xt, t = scramble(denoiser()), draws(2, 1, 4, 4).double(), torch.tensor([4, 4])
+    p, xt, t = scramble(denoiser(), size=0.1), draws(2, 1, 4, 4).double(), torch.tensor([4, 4])
     gone, faint = erase_evenly(4), erase_evenly(4)
     faint[4] -= 1e-12
     answers = [torch.cat(p(Gaussian(beta), xt, t)) for beta in (gone, faint)]
