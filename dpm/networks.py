@@ -362,7 +362,7 @@ class ScaleBlock(nn.Module):
 
 
 class PairBlock(nn.Module):
-    """h + a change of it that starts at zero: two convolutions, scaled and shifted by the level between."""
+    """h + a change of it that starts at zero: two convolutions, and between them a scale and shift by level."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -398,8 +398,8 @@ class Blocks(nn.ModuleList):
 
 
 def u_net(widths: Sequence[int], depths: Sequence[int]) -> Blocks:
-    """A U-Net (Ronneberger, Fischer, Brox 2015): `depths[0]` blocks, the same of all that is left at half the size, and
-    as many blocks again. What comes up is added, as D.2.1's scales are, and not laid beside."""
+    """A U-Net (Ronneberger, Fischer, Brox 2015): `depths[0]` blocks of `widths[0]`; at half the size a U-Net of what is
+    left of both; as many blocks again. What comes up is added, as D.2.1's scales are, and not laid beside."""
     width, *wider = widths
     before, after = ([PairBlock(width) for _ in range(depths[0])] for _ in range(2))
     return Blocks([*before, Halved(width, wider[0], u_net(wider, depths[1:])), *after] if wider else before)
