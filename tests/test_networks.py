@@ -15,6 +15,7 @@ from dpm import networks
 from dpm.bound import evaluate
 from dpm.forward import Binomial, Gaussian, everywhere
 from dpm.networks import (
+    LEVELS,
     SOFTPLUS_MEAN,
     SOFTPLUS_VARIANCE,
     BinomialDenoiser,
@@ -751,6 +752,26 @@ def test_waves_fade_to_their_mean_under_noise():
     assert close(clean[3], (4 * math.pi * x).cos() * math.exp(-((4 * math.pi) ** 2) * 0.004), 1e-12)
 
 
-def test_image_denoiser_refuses_a_size_that_does_not_halve():
+def test_a_pair_block_starts_as_nothing_and_answers_its_level():
+    h, level, block = draws(2, 4, 6, 6), draws(2, LEVELS), PairBlock(4)
+    assert torch.equal(block(h, level), h)
+    scramble(block)
+    scale, shift = (
+        h.new_tensor(part)[:, :, None, None] for part in np.split(block.level(level).detach().numpy(), 2, 1)
+    )
+    first, second = ((layer.weight, layer.bias) for layer in (block.inward, block.outward))
+    between = conv2d(h * h.sigmoid(), *first, padding=1) * (1 + scale) + shift
+    assert close(block(h, level), h + conv2d(between * between.sigmoid(), *second, padding=1), 1e-4)
+
+
+def test_halved_adds_what_it_makes_of_the_means_of_four_pixels():
+    h, halved = draws(2, 3, 4, 6), Halved(3, 5, Blocks())
+    means = h.view(2, 3, 2, 2, 3, 2).mean((3, 5))
+    inside = conv2d(means, halved.inward.weight, halved.inward.bias)
+    back = conv2d(inside, halved.outward.weight, halved.outward.bias)
+    assert close(halved(h, draws(2, LEVELS)), h + back.repeat_interleave(2, 2).repeat_interleave(2, 3))
+
+
+def test_halved_refuses_a_size_that_does_not_halve():
     with pytest.raises(ValueError, match="6×5 do not pool to 2 scales"):
-        denoiser()(Gaussian(geometric(6, 0.01, 0.95)), draws(1, 1, 6, 5), torch.tensor([2]))
+        Halved(3, 5, Blocks())(draws(1, 3, 6, 5), draws(1, LEVELS))
