@@ -756,9 +756,7 @@ def test_a_pair_block_starts_as_nothing_and_answers_its_level():
     h, level, block = draws(2, 4, 6, 6), draws(2, LEVELS), PairBlock(4)
     assert torch.equal(block(h, level), h)
     scramble(block)
-    scale, shift = (
-        h.new_tensor(part)[:, :, None, None] for part in np.split(block.level(level).detach().numpy(), 2, 1)
-    )
+    scale, shift = (part[:, :, None, None] for part in block.level(level).split(4, dim=1))
     first, second = ((layer.weight, layer.bias) for layer in (block.inward, block.outward))
     between = conv2d(h * h.sigmoid(), *first, padding=1) * (1 + scale) + shift
     assert close(block(h, level), h + conv2d(between * between.sigmoid(), *second, padding=1), 1e-4)
