@@ -10,6 +10,8 @@ from torch.distributions import kl_divergence
 from dpm.forward import Chain, everywhere
 from dpm.reverse import Reverse, edge
 
+NEIGHBOURS = 10  # samples in a row that share out the steps t among them
+
 
 def per_sample(values: Tensor) -> Tensor:
     """Sum over all but the batch: [B, …] → [B]."""
@@ -66,9 +68,12 @@ def evaluate(p: Reverse, q: Chain, x0: Tensor, generator: Generator) -> Bound:
 
 @torch.no_grad()
 def evaluate_some(p: Reverse, q: Chain, x0: Tensor, generator: Generator, times: int) -> Bound:
-    """(14) with so many t for each sample, evenly spaced from a start of its own: as unbiased as all, and cheaper."""
+    """(14) with so many t for each sample, evenly spaced, and those of NEIGHBOURS samples in a row evenly between one
+    another: as unbiased as all, and cheaper. Samples are not independent then; the means of such rows are."""
     kl = torch.zeros(len(x0), dtype=x0.dtype, device=x0.device)
-    start = torch.rand(len(x0), generator=generator, dtype=torch.float64, device=x0.device)
+    rows, place = math.ceil(len(x0) / NEIGHBOURS), torch.arange(len(x0), device=x0.device)
+    shift = torch.rand(rows, generator=generator, dtype=torch.float64, device=x0.device)
+    start = (shift[place // NEIGHBOURS] + place / NEIGHBOURS) % 1
     for k in range(times):
         t = 2 + ((start + k) / times * (q.T - 1)).long().clamp(max=q.T - 2)
         kl += (q.T - 1) / times * step_kl(p, q, x0, t, q.noise(x0, generator))

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from dpm.baselines import MCGSM, causal_windows, fit_mcgsm, full_gaussian, log_pixels, parzen
 from dpm.bound import (
+    NEIGHBOURS,
     Bound,
     bits_per_dimension,
     evaluate,
@@ -74,7 +75,8 @@ def report(experiment: Experiment, model: Diffusion, seed: int = 0) -> dict:
     if experiment.optimum:
         row |= against_optimum(experiment.optimum, q, x0, bounds[0].K, K, generator, seed)
     if experiment.images:
-        row |= as_pictures(experiment.images(q.beta.device), K) | {"K_draws_stderr_bits": error_of_draws(*rounds)}
+        row |= as_pictures(experiment.images(q.beta.device), K)
+        row |= {"K_stderr_bits": error_of_rows(rounds.mean(0)), "K_draws_stderr_bits": error_of_draws(*rounds)}
     return row
 
 
@@ -88,7 +90,8 @@ def as_pictures(images: Images, K: float) -> dict:
 def two_rounds(model: Diffusion, x0: Tensor, generator: Generator) -> list[Bound]:
     """(14) of all pictures x⁰, and once more with other t and other noise."""
     measure = partial(evaluate_some, times=max(5, math.ceil(LOOKS / len(x0))))
-    return [measure(model.p, model.q(), some, generator) for some in x0.split(at_once(x0)) * 2]
+    whole_rows = math.ceil(at_once(x0) / NEIGHBOURS) * NEIGHBOURS
+    return [measure(model.p, model.q(), some, generator) for some in x0.split(whole_rows) * 2]
 
 
 def at_once(x: Tensor) -> int:
@@ -99,7 +102,12 @@ def at_once(x: Tensor) -> int:
 def error_of_draws(first: Tensor, second: Tensor) -> float:
     """Standard error of the mean K of these very pictures, [n] from either of two rounds: what other t and other noise
     would change, where the standard error beside K is of other pictures."""
-    _, error = mean_and_error((first - second) / 2)  # varies as their mean does
+    return error_of_rows((first - second) / 2)  # varies as their mean does
+
+
+def error_of_rows(bits: Tensor) -> float:
+    """Standard error of the mean of [n], from the means of rows of pictures that share out their steps."""
+    _, error = mean_and_error(torch.stack([row.mean() for row in bits.split(NEIGHBOURS)]))
     return error
 
 

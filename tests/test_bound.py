@@ -604,6 +604,23 @@ def test_some_steps_average_to_all_of_them(times):
         assert float(some.kl.std()) < 0.7 * float(evaluate_some(keeping, q, x0, Generator().manual_seed(2), 1).kl.std())
 
 
+def test_neighbours_share_out_the_steps():
+    """Ten samples in a row meet every step of twenty as one meets two; each alone any step as often as another."""
+    asked = []
+
+    def listening(q, xt, t):
+        asked.append(t)
+        return keeping(q, xt, t)
+
+    q, x0 = Gaussian(geometric(21, 1e-2, 0.9)), torch.zeros(4000, 1).double()
+    evaluate_some(listening, q, x0, Generator().manual_seed(0), 2)
+    t = torch.stack(asked, dim=1)  # [samples, 2]
+    assert all(row.flatten().sort().values.tolist() == list(range(2, 22)) for row in t.split(10))
+    assert float(t.double().std(0).max()) < 4 and bool((t[:, 1] - t[:, 0] == 10).all())
+    counts = torch.bincount(t[::10, 0])[2:12]
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-3
+
+
 def keeping(q, xt, t):
     """The reversal that keeps π: the forward kernel."""
     return q.step(xt, t)
