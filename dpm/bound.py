@@ -40,11 +40,16 @@ def step_kl(p: Reverse, q: Chain, x0: Tensor, t: Tensor, noise: Tensor) -> Tenso
     return per_sample(kl_divergence(q.posterior(xt, x0, t), p(q, xt, t)))
 
 
+def step_at(place: Tensor, T: int) -> Tensor:
+    """The KL term, of 2…T, at a place in [0, 1], of which each covers as much."""
+    return 2 + (place * (T - 1)).long().clamp(max=T - 2)
+
+
 def stratified_steps(batch: int, T: int, generator: Generator) -> Tensor:
     """t [batch], spread evenly over the KL terms 2…T of (14) from one uniform draw: a mean over them is unbiased."""
     shift = torch.rand((), generator=generator, dtype=torch.float64, device=generator.device)
     spread = (torch.arange(batch, dtype=torch.float64, device=generator.device) + shift) / batch
-    return 2 + (spread * (T - 1)).long().clamp(max=T - 2)
+    return step_at(spread, T)
 
 
 def with_constants(kl: Tensor, q: Chain, x0: Tensor) -> Bound:
@@ -75,7 +80,7 @@ def evaluate_some(p: Reverse, q: Chain, x0: Tensor, generator: Generator, times:
     shift = torch.rand(rows, generator=generator, dtype=torch.float64, device=x0.device)
     start = (shift[place // NEIGHBOURS] + place / NEIGHBOURS) % 1
     for k in range(times):
-        t = 2 + ((start + k) / times * (q.T - 1)).long().clamp(max=q.T - 2)
+        t = step_at((start + k) / times, q.T)
         kl += (q.T - 1) / times * step_kl(p, q, x0, t, q.noise(x0, generator))
     return with_constants(kl, q, x0)
 

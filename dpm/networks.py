@@ -347,6 +347,12 @@ def faded_waves(x: Tensor, noise: Tensor, octaves: int) -> list[Tensor]:
     return [(-(turn**2) * noise / 2).exp() * wave(turn * x) for turn in turns for wave in (torch.sin, torch.cos)]
 
 
+def at_level(h: Tensor, told: Tensor) -> Tensor:
+    """silu of h [B, width, H, W], scaled and shifted by what a layer told of its noise level, [B or 1, 2·width]."""
+    scale, shift = told[:, :, None, None].chunk(2, dim=1)
+    return silu(h * (1 + scale) + shift)
+
+
 class ScaleBlock(nn.Module):
     """h + a change of it that starts at zero: D.2.1's sum over scales, scaled and shifted by the noise level."""
 
@@ -357,8 +363,7 @@ class ScaleBlock(nn.Module):
         self.change = zeroed(nn.Conv2d(width, width, 1))
 
     def forward(self, h: Tensor, level: Tensor) -> Tensor:
-        scale, shift = self.level(level)[:, :, None, None].chunk(2, dim=1)
-        return h + self.change(silu(self.sum(h) * (1 + scale) + shift))
+        return h + self.change(at_level(self.sum(h), self.level(level)))
 
 
 class PairBlock(nn.Module):
@@ -371,8 +376,7 @@ class PairBlock(nn.Module):
         self.outward = zeroed(nn.Conv2d(width, width, 3, padding=1))
 
     def forward(self, h: Tensor, level: Tensor) -> Tensor:
-        scale, shift = self.level(level)[:, :, None, None].chunk(2, dim=1)
-        return h + self.outward(silu(self.inward(silu(h)) * (1 + scale) + shift))
+        return h + self.outward(at_level(self.inward(silu(h)), self.level(level)))
 
 
 class Halved(nn.Module):
@@ -427,7 +431,8 @@ class ImageDenoiser(nn.Module):
         signal, noise = at_time(q.alpha_bar, t, xt), at_time(q.noise_level, t, xt)
         level = (signal / noise).log().float().flatten().clamp(min=-99)  # −∞ where β_T = 1; any far level is one bump
         heard = bumps(level, self.centres, self.centres[1] - self.centres[0])
-        seen = torch.cat([xt.float(), *faded_waves(xt.float(), noise.float(), self.octaves)], dim=1)
+        x = xt.float()
+        seen = torch.cat([x, *faded_waves(x, noise.float(), self.octaves)], dim=1)
         h = self.blocks(channels_last(self.inward(seen)), heard)
         shift, spread = self.outward(silu(h)).to(xt.dtype).chunk(2, dim=1)
         return signal.sqrt() * xt + noise.sqrt() * shift, noise * spread.exp()

@@ -56,7 +56,10 @@ def report(experiment: Experiment, model: Diffusion, seed: int = 0) -> dict:
         return in_bits(nats) / experiment.pixels
 
     rounds = unit(torch.cat([bound.K for bound in bounds])).view(-1, len(x0))
-    K, error = mean_and_error(rounds.mean(0))
+    each = rounds.mean(0)
+    K, error = mean_and_error(each)
+    if experiment.images:
+        error = error_of_rows(each)
     null = float(unit(log_null(q, x0)).mean())
     row = {
         "experiment": experiment.name,
@@ -76,7 +79,7 @@ def report(experiment: Experiment, model: Diffusion, seed: int = 0) -> dict:
         row |= against_optimum(experiment.optimum, q, x0, bounds[0].K, K, generator, seed)
     if experiment.images:
         row |= as_pictures(experiment.images(q.beta.device), K)
-        row |= {"K_stderr_bits": error_of_rows(rounds.mean(0)), "K_draws_stderr_bits": error_of_draws(*rounds)}
+        row |= {"K_draws_stderr_bits": error_of_draws(*rounds)}
     return row
 
 
