@@ -336,7 +336,8 @@ class ImageNetwork(nn.Module):
         self.readout = BumpReadout(T, sizes[-1], 2 * channels, J)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.readout(self.top(torch.cat([pathway(x) for pathway in self.pathways], dim=1)), t)
+        h = channels_last(torch.cat([pathway(x) for pathway in self.pathways], dim=1))
+        return self.readout(self.top(h), t)
 
 
 def faded_waves(x: Tensor, noise: Tensor, octaves: int) -> list[Tensor]:
