@@ -31,7 +31,7 @@ from dpm.files import UserError, read_tensors, refuse_unwritable, write, write_j
 from dpm.forward import Binomial, Chain, Gaussian
 from dpm.optimum import Optimum, best_K, best_schedule, exact_K
 from dpm.posterior import Noisy
-from dpm.results import at_once, command_line, pace, parzen_row, provenance, report, rivals
+from dpm.results import command_line, pace, parzen_table, provenance, report, rivals
 from dpm.reverse import Denoise, Diffusion, sample
 from dpm.schedules import erase_evenly, geometric
 from dpm.train import Draw, Run, choose_device, choose_precision, join, place, refuse_uneven, train
@@ -285,12 +285,7 @@ def baselines(args: argparse.Namespace) -> None:
     images = experiment.images(generator.device)
     if args.name == "mnist":
         validation = datasets.mnist_validation(generator.device)
-        like = torch.zeros(at_once(images.test), *experiment.shape, device=generator.device)
-        batches = tqdm(range(0, args.n, len(like)), unit_scale=len(like), unit="sample")
-        samples = torch.cat([sample(model.p, q, like[: args.n - done], generator) for done in batches])
-        perfect = images.blurred(images.train[torch.randperm(50_000, generator=generator)[: args.n]], generator)
-        result = {"T": q.T, "n": args.n} | parzen_row(images, samples, validation)
-        result |= {f"perfect_{name}": value for name, value in parzen_row(images, perfect, validation).items()}
+        result = parzen_table(images, validation, model, q, args.n, generator)
     else:
         result = rivals(images, model, generator)
     result = {"experiment": args.name} | result | {"provenance": provenance(args.seed, generator.device)}

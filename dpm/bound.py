@@ -40,16 +40,17 @@ def step_kl(p: Reverse, q: Chain, x0: Tensor, t: Tensor, noise: Tensor) -> Tenso
     return per_sample(kl_divergence(q.posterior(xt, x0, t), p(q, xt, t)))
 
 
-def step_at(place: Tensor, T: int) -> Tensor:
-    """The KL term, of 2…T, at a place in [0, 1], of which each covers as much."""
-    return 2 + (place * (T - 1)).long().clamp(max=T - 2)
+def step_at(place: Tensor, T: int, above: int = 1) -> Tensor:
+    """The step t, of those above one up to T, at a place in [0, 1], of which each covers as much."""
+    return above + 1 + (place * (T - above)).long().clamp(max=T - above - 1)
 
 
-def stratified_steps(batch: int, T: int, generator: Generator) -> Tensor:
-    """t [batch], spread evenly over the KL terms 2…T of (14) from one uniform draw: a mean over them is unbiased."""
+def stratified_steps(batch: int, T: int, generator: Generator, above: int = 1) -> Tensor:
+    """t [batch], spread evenly over the KL terms of (14), 2…T or those above a step, from one uniform draw: a mean over
+    them is unbiased."""
     shift = torch.rand((), generator=generator, dtype=torch.float64, device=generator.device)
     spread = (torch.arange(batch, dtype=torch.float64, device=generator.device) + shift) / batch
-    return step_at(spread, T)
+    return step_at(spread, T, above)
 
 
 def with_constants(kl: Tensor, q: Chain, x0: Tensor) -> Bound:
@@ -60,6 +61,14 @@ def with_constants(kl: Tensor, q: Chain, x0: Tensor) -> Bound:
 def estimate(p: Reverse, q: Chain, x0: Tensor, t: Tensor, noise: Tensor) -> Bound:
     """(14) from one stratified t a sample: unbiased in the mean over the batch, cheap enough to train on."""
     return with_constants((q.T - 1) * step_kl(p, q, x0, t, noise), q, x0)
+
+
+@torch.no_grad()
+def kl_above(p: Reverse, q: Chain, x0: Tensor, t: int, generator: Generator) -> Tensor:
+    """The KL terms of (14) above t, [B] nats, each sample's from one of them, stratified and in no order: unbiased."""
+    order = torch.randperm(len(x0), generator=generator, device=generator.device)
+    steps = stratified_steps(len(x0), q.T, generator, above=t)[order]
+    return (q.T - t) * step_kl(p, q, x0, steps, q.noise(x0, generator))
 
 
 @torch.no_grad()

@@ -4,12 +4,14 @@ import math
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Generator, Tensor
+from tqdm import tqdm
 
 from dpm.baselines import MCGSM, causal_windows, fit_mcgsm, full_gaussian, log_pixels, parzen
 from dpm.bound import (
@@ -19,6 +21,7 @@ from dpm.bound import (
     evaluate,
     evaluate_some,
     in_bits,
+    kl_above,
     log_null,
     mean_and_error,
     per_sample,
@@ -29,7 +32,7 @@ from dpm.experiments import Experiment
 from dpm.forward import Binomial, Chain, everywhere
 from dpm.networks import cost, peak
 from dpm.optimum import Optimum, exact_K
-from dpm.reverse import Diffusion
+from dpm.reverse import Diffusion, redraw, sample
 from dpm.train import Objective, place
 
 COMPARED = 4_000  # held-out samples on which a model and the optimum meet the same noise
@@ -155,6 +158,32 @@ def in_row(nats: Tensor) -> dict[str, float]:
     """Mean and standard error, in bits."""
     mean, error = mean_and_error(in_bits(nats))
     return {"bits": mean, "stderr_bits": error}
+
+
+def parzen_table(images: Images, validation: Tensor, model: Diffusion, q: Chain, n: int, generator: Generator) -> dict:
+    """Table 2 for MNIST: the estimate of n samples, of as many training digits, and what lies between the two.
+
+    `perfect_bits_of` fewer digits tells what their number is worth. `redrawn_bits` are of the fewest digits, taken by q
+    to x^t and back by p; what they lose is lost below t. `kl_above_bits` is what (14) has above t, bits a picture.
+    """
+
+    def several(measure: Callable[..., Tensor], x: Tensor, *step: int) -> Tensor:
+        batches = tqdm(x.split(at_once(x)), unit="batch")
+        return torch.cat([measure(model.p, q, some, *step, generator) for some in batches])
+
+    def bits(samples: Tensor) -> float:
+        return parzen_row(images, samples, validation)["parzen_bits"]
+
+    order = torch.randperm(len(images.train), generator=generator, device=generator.device)
+    digits, held_out = images.blurred(images.train[order[:n]], generator).float(), images.held_out(generator)
+    half, quarter, few = (max(1, n // part) for part in (2, 4, 8))
+    steps = [q.T * tenths // 10 for tenths in (6, 7, 8, 9)]
+    row: dict = {"T": q.T, "n": n} | parzen_row(images, several(sample, digits), validation)
+    row |= {f"perfect_{name}": value for name, value in parzen_row(images, digits, validation).items()}
+    row["perfect_bits_of"] = {some: bits(digits[:some]) for some in (half, quarter, few)}
+    row["redrawn_bits"] = {t: bits(several(redraw, digits[:few], t)) for t in steps}
+    row["kl_above_bits"] = {t: float(in_bits(several(kl_above, held_out, t)).mean()) for t in steps}
+    return row
 
 
 def parzen_row(images: Images, samples: Tensor, validation: Tensor) -> dict[str, float]:

@@ -84,19 +84,28 @@ def edge(q: Chain, x1: Tensor) -> Law:
 
 
 @torch.no_grad()
+def descend(p: Reverse, q: Chain, x: Tensor, t: int, generator: Generator) -> Iterator[tuple[int, Tensor]]:
+    """Equation (5) from x^t on: yields (t, x^t), then what p makes of it, down to (0, x⁰)."""
+    yield t, x
+    for s in range(t, 0, -1):
+        law = edge(q, x) if s == 1 else p(q, x, everywhere(s, x))
+        x = law.at(q.noise(x, generator))
+        yield s - 1, x
+
+
 def trajectory(p: Reverse, q: Chain, like: Tensor, generator: Generator) -> Iterator[tuple[int, Tensor]]:
     """Ancestral sampling of p(x^{0…T}), equations (4) and (5): yields (t, x^t) from t = T down to 0."""
-    law = q.prior(like)
-    for t in range(q.T, -1, -1):
-        x = law.at(q.noise(like, generator))
-        yield t, x
-        if t > 1:
-            law = p(q, x, everywhere(t, x))
-        elif t == 1:
-            law = edge(q, x)
+    return descend(p, q, q.prior(like).at(q.noise(like, generator)), q.T, generator)
 
 
 def sample(p: Reverse, q: Chain, like: Tensor, generator: Generator) -> Tensor:
     """Exact samples of p(x⁰), equation (6), shaped like `like`: the end of `trajectory`."""
     [(_, x0)] = deque(trajectory(p, q, like, generator), maxlen=1)
     return x0
+
+
+def redraw(p: Reverse, q: Chain, x0: Tensor, t: int, generator: Generator) -> Tensor:
+    """x⁰ taken to x^t by q and back by p: samples that share with x⁰ what noise leaves of it at t. Ours."""
+    xt = q.marginal(x0, everywhere(t, x0)).at(q.noise(x0, generator))
+    [(_, x)] = deque(descend(p, q, xt, t, generator), maxlen=1)
+    return x

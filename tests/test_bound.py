@@ -24,6 +24,7 @@ from dpm.bound import (
     evaluate,
     evaluate_some,
     in_bits,
+    kl_above,
     log_null,
     mean_and_error,
     null_bits,
@@ -33,7 +34,7 @@ from dpm.bound import (
     with_constants,
 )
 from dpm.datasets import heartbeat, heartbeat_sequences
-from dpm.forward import Binomial, Bits, Gaussian, Normal
+from dpm.forward import Binomial, Bits, Gaussian, Normal, everywhere
 from dpm.schedules import Learned, erase_evenly, geometric
 
 
@@ -450,6 +451,24 @@ def test_stratified_steps_are_unbiased_for_any_batch():
     assert set(counts[:, 2:].flatten().tolist()) == {1, 2} and not counts[:, :2].any()
     error = math.sqrt(0.4 * 0.6 / 2000)
     assert bool(((counts[:, 2:].double().mean(0) - 1.4).abs() < 5 * error).all())
+
+
+@pytest.mark.parametrize("above", [1, 3, 5])
+def test_stratified_steps_above_one_take_no_other(above):
+    t = stratified_steps(4 * (6 - above), 6, Generator().manual_seed(0), above)
+    assert torch.bincount(t, minlength=7).tolist() == [0] * (above + 1) + [4] * (6 - above)
+
+
+@pytest.mark.parametrize("above", [1, 4, 7])
+def test_kl_above_a_step_is_the_sum_of_the_terms_there(above):
+    """Against every such term for every sample, means within 5 standard errors; few samples keep to few terms."""
+    q, p, x0 = Gaussian(geometric(8, 0.02, 0.97)), Bent(8), draws(14_000, 2)
+    every, generator = range(above + 1, 9), Generator().manual_seed(0)
+    terms = sum(step_kl(p, q, x0, everywhere(t, x0), q.noise(x0, generator)) for t in every)
+    (whole, error), drawn = mean_and_error(terms), kl_above(p, q, x0, above, generator)
+    parts = torch.stack([row.mean() for row in drawn.view(-1, 140)])  # of all terms alike
+    mean, spread = mean_and_error(parts)
+    assert abs(mean - whole) < 5 * math.hypot(error, spread) < 0.1 * whole
 
 
 def test_stratified_steps_never_pass_T_by_rounding(monkeypatch):

@@ -12,9 +12,10 @@ from scipy import stats
 from torch import Generator
 
 from dpm import datasets, results
-from dpm.bound import along_trajectory, evaluate, in_bits, mean_and_error
+from dpm.bound import along_trajectory, evaluate, in_bits, mean_and_error, step_kl
 from dpm.entropy import log_density
-from dpm.experiments import EXPERIMENTS, build, heartbeat_chain
+from dpm.experiments import EXPERIMENTS, build, heartbeat_chain, load
+from dpm.forward import everywhere
 from dpm.networks import BinomialDenoiser, cost
 from dpm.optimum import exact_K
 from dpm.results import (
@@ -22,6 +23,7 @@ from dpm.results import (
     held_out,
     lost_at_the_edge,
     parzen_row,
+    parzen_table,
     provenance,
     report,
     revision,
@@ -229,6 +231,25 @@ def test_rivals_are_measured_on_all_that_is_held_out(monkeypatch):
     null = float(stats.norm.logpdf(y).mean()) / math.log(2)  # what an untrained model reaches, but for its edge
     assert row["K_over_mcgsm_bits"] == pytest.approx(null - row["mcgsm_bits"], abs=0.05)
     assert 0 < row["K_over_mcgsm_stderr_bits"] < 1
+
+
+def test_parzen_table_tells_where_samples_and_digits_part():
+    """The shipped 8×8 digits: number counts, what is redrawn from little noise loses little, and K's terms add up."""
+    small, model, q = datasets.digits(), load("digits", "ours"), EXPERIMENTS["digits"].chain(50)
+    brighter = {name: getattr(small, name) * 15 for name in ("train", "test", "shift", "scale")}  # of 256 levels
+    images = replace(small, **brighter)
+    validation = images.test[:100]
+    table = parzen_table(images, validation, model, q, 400, Generator().manual_seed(0))
+    perfect, redrawn, above = table["perfect_bits_of"], table["redrawn_bits"], table["kl_above_bits"]
+    assert (table["n"], table["T"]) == (400, 50) and list(perfect) == [200, 100, 50]
+    assert table["perfect_parzen_bits"] > perfect[200] > perfect[100] > perfect[50]
+    assert list(redrawn) == list(above) == [30, 35, 40, 45]
+    assert perfect[50] - 4 < redrawn[30] < perfect[50] and max(redrawn.values()) == redrawn[30]
+    x0 = images.held_out(Generator().manual_seed(1))
+    noise = q.noise(x0, Generator().manual_seed(2))
+    for t, bits in above.items():
+        terms = sum(step_kl(model.p, q, x0, everywhere(s, x0), noise) for s in range(t + 1, 51))
+        assert bits == pytest.approx(float(in_bits(terms).mean()), rel=0.1)
 
 
 def test_parzen_row_takes_pictures_back_to_shades():

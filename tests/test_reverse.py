@@ -18,6 +18,7 @@ from dpm.reverse import (
     edge,
     fixed_point_mean,
     kernel_mean,
+    redraw,
     sample,
     trajectory,
 )
@@ -263,6 +264,16 @@ def test_sample_is_the_end_of_a_trajectory_and_repeats_with_its_seed():
     assert t == 0 and end.dtype == torch.float64
     assert torch.equal(sample(p, q, like, Generator().manual_seed(1)), end)
     assert not torch.equal(sample(p, q, like, Generator().manual_seed(2)), end)
+
+
+def test_what_is_redrawn_keeps_what_noise_left_of_it():
+    """q up to t, then q's own kernel down: of x⁰ ~ N(0, 1), ᾱ_t is left, and the law stays; 5 standard errors."""
+    q, x0, t = Gaussian(geometric(8, 0.02, 0.97)), draws(40_000, 1), 3
+    x = redraw(lambda q, x, t: q.step(x, t), q, x0, t, Generator().manual_seed(0))
+    left = float((1 - q.beta[1 : t + 1]).prod())
+    assert 0.3 < left < 0.9
+    assert float((x * x0).mean()) == pytest.approx(left, abs=5 * math.sqrt((1 + left**2) / len(x)))
+    assert float(x.square().mean()) == pytest.approx(1, abs=5 * math.sqrt(2 / len(x)))
 
 
 def test_sampling_records_no_gradient():
