@@ -221,13 +221,13 @@ def command_line() -> str:
 
 
 def provenance(seed: int, device: torch.device) -> dict:
-    """What made a result: command, seed, device, versions, git revision, date."""
+    """What made a result: command, seed, devices, versions, git revision, date."""
+    cuda, (_, processes) = device.type == "cuda", place()
+    name = torch.cuda.get_device_name(device) if cuda else f"cpu, {torch.get_num_threads()} threads"
     return {
         "command": command_line(),
         "seed": seed,
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu, {torch.get_num_threads()} threads",
+        "device": name if processes == 1 else f"{processes} × {name}",
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "revision": revision(),
         "date": datetime.now(UTC).date().isoformat(),

@@ -258,7 +258,9 @@ def test_two_processes_walk_the_path_of_one(tmp_path):
         folder.mkdir()
         result = train_together(folder, processes, batch=40)
         assert result.returncode == 0, result.stderr
-        assert json.loads(result.stdout)["experiment"] == "swiss_roll" and result.stdout.count("\n") == 1
+        row = json.loads(result.stdout)
+        assert row["experiment"] == "swiss_roll" and result.stdout.count("\n") == 1
+        assert row["provenance"]["device"].startswith("2 × cpu" if processes == 2 else "cpu")
         assert result.stderr.count(" 0/60 ") == 1 and "Warning" not in result.stderr
         assert sorted(os.listdir(folder / "run")) == ["checkpoint.safetensors", "results.json", "weights.safetensors"]
     alone, (together, _) = (read_tensors(folder / "run" / "checkpoint.safetensors") for folder in (one, two))
