@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 from torch.distributions import kl_divergence
 
 from dpm.forward import Chain, everywhere
-from dpm.reverse import Reverse, edge
+from dpm.reverse import Reverse, step_back
 
 NEIGHBOURS = 10  # samples in a row that share out the steps t among them
 
@@ -103,11 +103,9 @@ def along_trajectory(p: Reverse, q: Chain, x0: Tensor, generator: Generator) -> 
     """
     K, before = torch.zeros(len(x0), dtype=x0.dtype, device=x0.device), x0
     for t in range(1, q.T + 1):
-        steps = everywhere(t, x0)
-        forward = q.step(before, steps)
+        forward = q.step(before, everywhere(t, x0))
         xt = forward.at(q.noise(x0, generator))
-        backward = edge(q, xt) if t == 1 else p(q, xt, steps)
-        K += per_sample(backward.log_prob(before) - forward.log_prob(xt))
+        K += per_sample(step_back(p, q, xt, t).log_prob(before) - forward.log_prob(xt))
         before = xt
     return K + per_sample(q.prior(before).log_prob(before))
 

@@ -16,7 +16,7 @@ from torch.nn.functional import logsigmoid
 
 from dpm.bound import effective_size, per_sample
 from dpm.forward import Binomial, Bits, Chain, Gaussian, Law, Normal, at_time, everywhere
-from dpm.reverse import Reverse, edge
+from dpm.reverse import Reverse, step_back
 
 
 class Factor(ABC):
@@ -182,7 +182,7 @@ def trajectory(
             x, log_weight = resample(x, log_weight, generator)
         yield t, x, log_weight
         if t > 0:
-            law, paid = p(q, x, steps) if t > 1 else edge(q, x), r_t.log(x)
+            law, paid = step_back(p, q, x, t), r_t.log(x)
 
 
 def sample(

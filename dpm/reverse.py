@@ -83,13 +83,17 @@ def edge(q: Chain, x1: Tensor) -> Law:
     return q.step(x1, everywhere(1, x1))
 
 
+def step_back(p: Reverse, q: Chain, xt: Tensor, t: int) -> Law:
+    """The law of x^{t−1} given x^t on a reverse trajectory: p's, and at t = 1 that of the edge step (44)."""
+    return edge(q, xt) if t == 1 else p(q, xt, everywhere(t, xt))
+
+
 @torch.no_grad()
 def descend(p: Reverse, q: Chain, x: Tensor, t: int, generator: Generator) -> Iterator[tuple[int, Tensor]]:
     """Equation (5) from x^t on: yields (t, x^t), then what p makes of it, down to (0, x⁰)."""
     yield t, x
     for s in range(t, 0, -1):
-        law = edge(q, x) if s == 1 else p(q, x, everywhere(s, x))
-        x = law.at(q.noise(x, generator))
+        x = step_back(p, q, x, s).at(q.noise(x, generator))
         yield s - 1, x
 
 
@@ -98,14 +102,18 @@ def trajectory(p: Reverse, q: Chain, like: Tensor, generator: Generator) -> Iter
     return descend(p, q, q.prior(like).at(q.noise(like, generator)), q.T, generator)
 
 
+def end(path: Iterator[tuple[int, Tensor]]) -> Tensor:
+    """x⁰, the last state of a reverse trajectory."""
+    [(_, x0)] = deque(path, maxlen=1)
+    return x0
+
+
 def sample(p: Reverse, q: Chain, like: Tensor, generator: Generator) -> Tensor:
     """Exact samples of p(x⁰), equation (6), shaped like `like`: the end of `trajectory`."""
-    [(_, x0)] = deque(trajectory(p, q, like, generator), maxlen=1)
-    return x0
+    return end(trajectory(p, q, like, generator))
 
 
 def redraw(p: Reverse, q: Chain, x0: Tensor, t: int, generator: Generator) -> Tensor:
     """x⁰ taken to x^t by q and back by p: samples that share with x⁰ what noise leaves of it at t. Ours."""
     xt = q.marginal(x0, everywhere(t, x0)).at(q.noise(x0, generator))
-    [(_, x)] = deque(descend(p, q, xt, t, generator), maxlen=1)
-    return x
+    return end(descend(p, q, xt, t, generator))
