@@ -51,14 +51,14 @@ def report(experiment: Experiment, model: Diffusion, seed: int = 0) -> dict:
     x0 = held_out(experiment, seed, q.beta.device)
     generator = Generator(q.beta.device).manual_seed(seed)
     if experiment.images:
-        bounds = two_rounds(model, x0, generator)
+        bound = two_rounds(model, x0, generator)
     else:
-        bounds = [evaluate(model.p, q, some, generator) for some in x0.split(COMPARED)]
+        bound = joined([evaluate(model.p, q, some, generator) for some in x0.split(COMPARED)])
 
     def unit(nats: Tensor) -> Tensor:
         return in_bits(nats) / experiment.pixels
 
-    rounds = unit(torch.cat([bound.K for bound in bounds])).view(-1, len(x0))
+    rounds = unit(bound.K).view(-1, len(x0))
     each = rounds.mean(0)
     K, error = mean_and_error(each)
     if experiment.images:
@@ -71,15 +71,13 @@ def report(experiment: Experiment, model: Diffusion, seed: int = 0) -> dict:
         "unit": experiment.unit,
         "L_null_bits": null,
         "K_minus_L_null_bits": K - null,
-        "parts_bits": {
-            part: float(unit(torch.cat([vars(bound)[part] for bound in bounds])).mean()) for part in vars(bounds[0])
-        },
+        "parts_bits": {part: float(unit(nats).mean()) for part, nats in vars(bound).items()},
         "T": q.T,
         "held_out": len(x0),
         "paper": experiment.paper,
     }
     if experiment.optimum:
-        row |= against_optimum(experiment.optimum, q, x0, bounds[0].K, K, generator, seed)
+        row |= against_optimum(experiment.optimum, q, x0, bound.K[:COMPARED], K, generator, seed)
     if experiment.images:
         row |= as_pictures(experiment.images(q.beta.device), K)
         row |= {"K_draws_stderr_bits": error_of_draws(*rounds)}
@@ -93,14 +91,19 @@ def as_pictures(images: Images, K: float) -> dict:
     return row | ({"label": images.label} if images.label else {})
 
 
-def two_rounds(model: Diffusion, x0: Tensor, generator: Generator) -> list[Bound]:
-    """(14) of all pictures x⁰, and once more with other t and other noise."""
+def joined(bounds: list[Bound]) -> Bound:
+    """(14) of several batches as of one."""
+    return Bound(*(torch.cat(parts) for parts in zip(*(vars(bound).values() for bound in bounds), strict=True)))
+
+
+def two_rounds(model: Diffusion, x0: Tensor, generator: Generator) -> Bound:
+    """(14) of all pictures x⁰, and once more with other t and other noise, [2·n]."""
     measure = partial(evaluate_some, times=max(5, math.ceil(LOOKS / len(x0))))
-    whole_rows = math.ceil(at_once(x0) / NEIGHBOURS) * NEIGHBOURS
-    return [measure(model.p, model.q(), some, generator) for some in x0.split(whole_rows) * 2]
+    whole_rows = math.ceil(shown_at_once(x0) / NEIGHBOURS) * NEIGHBOURS
+    return joined([measure(model.p, model.q(), some, generator) for some in x0.split(whole_rows) * 2])
 
 
-def at_once(x: Tensor) -> int:
+def shown_at_once(x: Tensor) -> int:
     """How many pictures of this size [.., C, H, W] a network is shown at once, where memory is not the limit."""
     return max(1, AT_ONCE // x.shape[-2:].numel())
 
@@ -149,7 +152,7 @@ def rivals(images: Images, model: Diffusion, generator: Generator) -> dict:
     gaussian, squares = full_gaussian(patches(train, 8)), patches(test, 8)
     scores = {"mcgsm": log_pixels(mcgsm, test)}
     scores["gaussian"] = gaussian.log_prob(squares.flatten(1)).view(len(test), -1).mean(1) / squares[0].numel()
-    K = torch.cat([bound.K for bound in two_rounds(model, test, generator)]).view(2, -1).mean(0)
+    K = two_rounds(model, test, generator).K.view(2, -1).mean(0)
     scores["K_over_mcgsm"] = K / test[0].numel() - scores["mcgsm"]
     return {f"{name}_{key}": value for name, score in scores.items() for key, value in in_row(score).items()}
 
@@ -168,7 +171,7 @@ def parzen_table(images: Images, validation: Tensor, model: Diffusion, q: Chain,
     """
 
     def several(measure: Callable[..., Tensor], x: Tensor, *step: int) -> Tensor:
-        batches = tqdm(x.split(at_once(x)), unit="batch")
+        batches = tqdm(x.split(shown_at_once(x)), unit="batch")
         return torch.cat([measure(model.p, q, some, *step, generator) for some in batches])
 
     def bits(samples: Tensor) -> float:

@@ -141,9 +141,10 @@ def train(
 
 
 def backward(objective: nn.Module, share: list[Tensor], at_once: int, precision: torch.dtype) -> Tensor:
-    """Gradients of −K of a process's share of the batch, so many samples at once; returns −K."""
+    """Gradients of −K of a process's share of the batch, so many samples at once, of all t; returns −K."""
     parts = []
-    for some in zip(*(every.split(at_once) for every in share), strict=True):
+    rounds = math.ceil(len(share[0]) / at_once)
+    for some in ([every[k::rounds] for every in share] for k in range(rounds)):
         with torch.autocast(share[0].device.type, precision, enabled=precision != torch.float32):
             part = objective(*some) * (len(some[0]) / len(share[0]))
         part.backward()

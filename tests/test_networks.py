@@ -29,6 +29,7 @@ from dpm.networks import (
     ImageNetwork,
     MultiScaleConv,
     PairBlock,
+    Parted,
     ScaleBlock,
     ScaleSum,
     StepMLP,
@@ -45,7 +46,7 @@ from dpm.networks import (
     u_net,
 )
 from dpm.reverse import BinomialStep, Denoise, GaussianStep
-from dpm.schedules import erase_evenly, geometric
+from dpm.schedules import erase_evenly, from_alpha_bar, geometric
 
 
 @pytest.fixture(autouse=True)
@@ -715,6 +716,30 @@ def test_image_denoiser_answers_where_the_chain_has_forgotten_all():
     faint[4] -= 1e-12
     answers = [torch.cat(p(Gaussian(beta), xt, t)) for beta in (gone, faint)]
     assert bool(answers[0].isfinite().all()) and close(*answers, 1e-4)
+
+
+def test_parted_denoisers_answer_each_for_its_own_noise_levels():
+    """At t = 1 and 2 signal prevails, or is as large as noise; at t = 3 and 4 noise prevails, and the other answers."""
+    q = Gaussian(from_alpha_bar(torch.tensor([0.7, 0.5, 0.49, 0.01], dtype=torch.float64)))
+    noisy, clear = scramble(denoiser(), size=0.1), scramble(denoiser(), size=0.2)
+    xt, t = draws(5, 1, 4, 4).double(), torch.tensor([3, 1, 4, 2, 3])
+    both = torch.stack(Parted(noisy, clear, at=0.0)(q, xt, t))
+    ours, theirs = (torch.stack(network(q, xt, t)) for network in (noisy, clear))
+    low = t > 2
+    assert close(both[:, low], ours[:, low], 1e-5) and close(both[:, ~low], theirs[:, ~low], 1e-5)
+    assert not close(ours, theirs, 1e-2)
+    for s, network in ((2, clear), (3, noisy)):
+        one = everywhere(s, xt)
+        assert torch.equal(torch.stack(Parted(noisy, clear, at=0.0)(q, xt, one)), torch.stack(network(q, xt, one)))
+
+
+def test_either_of_two_parted_denoisers_learns_from_its_own_samples_alone():
+    q, x = Gaussian(geometric(20, 0.01, 0.9)), draws(2, 1, 4, 4)
+    for t, taught in ((2, "clear"), (20, "noisy")):
+        parted = Parted(scramble(denoiser(), size=0.1), scramble(denoiser(), size=0.1), at=0.0)
+        torch.cat(parted(q, x, torch.tensor([t, t]))).square().sum().backward()
+        for name, parameter in parted.named_parameters():
+            assert (parameter.grad is not None and bool(parameter.grad.any())) == name.startswith(taught)
 
 
 def test_every_parameter_of_the_image_networks_learns():

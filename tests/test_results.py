@@ -188,12 +188,11 @@ def test_the_error_of_the_draws_is_what_other_draws_change(small, monkeypatch):
     experiment, model = small
     monkeypatch.setattr(results, "LOOKS", 12 * 5)
     x0 = experiment.draw(60, Generator().manual_seed(0))
-    seeds = [two_rounds(model, x0, Generator().manual_seed(seed)) for seed in range(40)]
-    rounds = torch.stack([in_bits(torch.cat([bound.K for bound in bounds])).view(2, 60) / 64 for bounds in seeds])
+    seeds = [two_rounds(model, x0, Generator().manual_seed(seed)).K for seed in range(40)]
+    rounds = in_bits(torch.stack(seeds)).view(40, 2, 60) / 64
     errors = torch.tensor([error_of_draws(*both) for both in rounds])
     assert float(rounds.mean((1, 2)).std()) == pytest.approx(float(errors.square().mean().sqrt()), rel=0.4)
-    bounds = two_rounds(model, held_out(experiment, 3), Generator().manual_seed(3))
-    both = in_bits(torch.cat([bound.K for bound in bounds])).view(2, 12) / 64
+    both = in_bits(two_rounds(model, held_out(experiment, 3), Generator().manual_seed(3)).K).view(2, 12) / 64
     row = report(experiment, model, seed=3)
     assert row["K_draws_stderr_bits"] == pytest.approx(error_of_draws(*both), rel=1e-6)
     assert row["K_stderr_bits"] == pytest.approx(abs(float(both.mean(0)[:10].mean() - both.mean(0)[10:].mean())) / 2)
