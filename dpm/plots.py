@@ -339,7 +339,7 @@ def roll_moment(
 def bit_moment(x: Tensor, data: Tensor, t: int, lines: dict[str, Tensor], ylabel: str, **axes_options) -> Figure:
     """Binary sequences [n, length], one a row: a 1 is blue where `data`, of the same shape, has it too, else orange."""
     figure, axes = moment(t, lines, ylabel, **axes_options)
-    axes.imshow(x * (2 - data), cmap=BITS, vmin=0, vmax=2, aspect="auto", interpolation="nearest")
+    axes.imshow((x * (2 - data)).numpy(), cmap=BITS, vmin=0, vmax=2, aspect="auto", interpolation="nearest")
     axes.set(xlabel="bin", ylabel="sequence")
     return figure
 
