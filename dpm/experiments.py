@@ -25,6 +25,7 @@ from dpm.networks import (
     GaussianDenoiser,
     ImageDenoiser,
     ImageNetwork,
+    Parted,
     ScaleBlock,
     StepMLP,
     StepRBF,
@@ -168,8 +169,9 @@ def our_step(channels: int, width: int, depth: int) -> Denoise:
 
 
 def our_u_step(channels: int, widths: Sequence[int], depths: Sequence[int]) -> Denoise:
-    """A denoiser for shapes in few grey levels: a U-Net, which sees waves of them."""
-    return Denoise(ImageDenoiser(channels, widths[0], u_net(widths, depths), octaves=5))
+    """Two denoisers for shapes in few grey levels, one for the noisy end: U-Nets, which see waves of those levels."""
+    noisy, clear = (ImageDenoiser(channels, widths[0], u_net(widths, depths), octaves=5) for _ in range(2))
+    return Denoise(Parted(noisy, clear, at=-1.0))
 
 
 EXPERIMENTS = {
@@ -233,7 +235,7 @@ EXPERIMENTS = {
                 "paper": Sketch(
                     lambda: paper_step(1000, 1, [Dense(1, 28, 900, 3, 2)], 20, 2), batch=512, steps=50_000, rate=1e-3
                 ),
-                "cpu": Sketch(lambda: our_u_step(1, (16, 64, 128), (1, 2, 3)), batch=64, steps=24_000, rate=1.5e-3),
+                "cpu": Sketch(lambda: our_u_step(1, (16, 64, 128), (1, 2, 3)), batch=128, steps=27_000, rate=2e-3),
             },
             paper={"parzen_bits": 317},
         ),
