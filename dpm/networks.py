@@ -16,7 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import avg_pool2d, interpolate, silu, softplus
 from torch.utils.flop_counter import FlopCounterMode
 
-from dpm.forward import Binomial, Gaussian, at_time
+from dpm.forward import Binomial, Gaussian, at_time, look_up
 
 
 class StepReadout(nn.Module):
@@ -410,11 +410,6 @@ def u_net(widths: Sequence[int], depths: Sequence[int]) -> Blocks:
     return Blocks([*before, Halved(width, wider[0], u_net(wider, depths[1:])), *after] if wider else before)
 
 
-def log_snr(q: Gaussian, xt: Tensor, t: Tensor) -> Tensor:
-    """Log of the signal-to-noise ratio ᾱ_t/(1−ᾱ_t) at t: [B], or [1] where one t serves the batch."""
-    return (at_time(q.alpha_bar, t, xt) / at_time(q.noise_level, t, xt)).log().float().flatten()
-
-
 class ImageDenoiser(nn.Module):
     """Ours: (q, x^t, t) → mean and variance of x⁰ given x^t, each [B, C, H, W], from x^t and its signal level.
 
@@ -435,7 +430,7 @@ class ImageDenoiser(nn.Module):
 
     def forward(self, q: Gaussian, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         signal, noise = at_time(q.alpha_bar, t, xt), at_time(q.noise_level, t, xt)
-        level = log_snr(q, xt, t).clamp(min=-99)  # −∞ where β_T = 1; any far level is one bump
+        level = (signal / noise).log().float().flatten().clamp(min=-99)  # −∞ where β_T = 1; any far level is one bump
         heard = bumps(level, self.centres, self.centres[1] - self.centres[0])
         x = xt.float()
         seen = torch.cat([x, *faded_waves(x, noise.float(), self.octaves)], dim=1)
@@ -447,7 +442,7 @@ class ImageDenoiser(nn.Module):
 class Parted(nn.Module):
     """Ours: (q, x^t, t) → mean and variance of x⁰ given x^t, by a denoiser of its own where noise prevails.
 
-    The two part at a log signal-to-noise ratio `at`. The noisy end has a hundredth of the bits of (14), so a network of
+    It is asked where the noise level 1−ᾱ_t is above `at`. That end has a hundredth of the bits of (14), so a network of
     all levels learns it last; and there it is decided what a picture shows (experts of Balaji et al. 2022).
     """
 
@@ -456,7 +451,7 @@ class Parted(nn.Module):
         self.noisy, self.clear, self.at = noisy, clear, at
 
     def forward(self, q: Gaussian, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        loud = log_snr(q, xt, t) < self.at
+        loud = look_up(q.noise_level, t) > self.at
         if len(loud) == 1:
             return (self.noisy if loud else self.clear)(q, xt, t)
         mean, variance = torch.empty_like(xt), torch.empty_like(xt)

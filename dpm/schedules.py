@@ -4,6 +4,7 @@ Every schedule is a float64 tensor of T+1 slots, so that an index is the paper's
 """
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +19,19 @@ def erase_evenly(T: int) -> Tensor:
     return torch.cat([torch.zeros(1, dtype=torch.float64), 1 / (T - t + 1)])
 
 
-def geometric(T: int, first: float, last: float) -> Tensor:
-    """Noise whose odds (1−ᾱ_t)/ᾱ_t grow by one factor a step, from `first` = β_1 to `last`, the variance at t = T.
+def geometric(T: int, *levels: float) -> Tensor:
+    """Noise whose odds (1−ᾱ_t)/ᾱ_t grow by one factor a step, from the first level = β_1 to the last, 1−ᾱ_T.
 
-    Returns [T+1] rates β in float64. Our own; the paper names no fixed Gaussian schedule.
+    With more levels they are passed in turn, as many steps from each to the next. Returns [T+1] rates β in float64. Our
+    own; the paper names no fixed Gaussian schedule.
     """
-    ends = torch.tensor([first, last], dtype=torch.float64).logit()
-    return from_alpha_bar(torch.sigmoid(-torch.linspace(float(ends[0]), float(ends[1]), T, dtype=torch.float64)))
+    log_odds = torch.tensor(levels, dtype=torch.float64).logit()
+    passed = torch.linspace(0, T - 1, len(levels), dtype=torch.float64).round().long().tolist()
+    ways = [
+        torch.linspace(a, b, t - s + 1, dtype=torch.float64)[1:]
+        for (a, b), (s, t) in zip(pairwise(log_odds.tolist()), pairwise(passed), strict=True)
+    ]
+    return from_alpha_bar(torch.sigmoid(-torch.cat([log_odds[:1], *ways])))
 
 
 def from_alpha_bar(alpha_bar: Tensor) -> Tensor:
