@@ -723,20 +723,21 @@ def test_parted_denoisers_answer_each_for_its_own_noise_levels():
     q = Gaussian(from_alpha_bar(torch.tensor([0.7, 0.5, 0.49, 0.01], dtype=torch.float64)))
     noisy, clear = scramble(denoiser(), size=0.1), scramble(denoiser(), size=0.2)
     xt, t = draws(5, 1, 4, 4).double(), torch.tensor([3, 1, 4, 2, 3])
-    both = torch.stack(Parted(noisy, clear, at=0.0)(q, xt, t))
+    parted = Parted(noisy, clear, at=0.505)
+    both = torch.stack(parted(q, xt, t))
     ours, theirs = (torch.stack(network(q, xt, t)) for network in (noisy, clear))
     low = t > 2
     assert close(both[:, low], ours[:, low], 1e-5) and close(both[:, ~low], theirs[:, ~low], 1e-5)
     assert not close(ours, theirs, 1e-2)
     for s, network in ((2, clear), (3, noisy)):
         one = everywhere(s, xt)
-        assert torch.equal(torch.stack(Parted(noisy, clear, at=0.0)(q, xt, one)), torch.stack(network(q, xt, one)))
+        assert torch.equal(torch.stack(parted(q, xt, one)), torch.stack(network(q, xt, one)))
 
 
 def test_either_of_two_parted_denoisers_learns_from_its_own_samples_alone():
     q, x = Gaussian(geometric(20, 0.01, 0.9)), draws(2, 1, 4, 4)
     for t, taught in ((2, "clear"), (20, "noisy")):
-        parted = Parted(scramble(denoiser(), size=0.1), scramble(denoiser(), size=0.1), at=0.0)
+        parted = Parted(scramble(denoiser(), size=0.1), scramble(denoiser(), size=0.1), at=0.5)
         torch.cat(parted(q, x, torch.tensor([t, t]))).square().sum().backward()
         for name, parameter in parted.named_parameters():
             assert (parameter.grad is not None and bool(parameter.grad.any())) == name.startswith(taught)

@@ -50,6 +50,15 @@ def test_geometric_has_noise_odds_that_grow_by_one_factor(T, first, last):
     assert bool(((beta[1:] > 0) & (beta[1:] < 1)).all())
 
 
+@pytest.mark.parametrize("T", [3, 9, 41])
+def test_geometric_passes_a_level_between_its_ends_halfway(T):
+    """Either half is the geometric schedule of its own ends."""
+    shares, middle = signal_shares(geometric(T, 1e-3, 0.6, 0.99)), (T + 1) // 2
+    assert 1 - shares[middle] == pytest.approx(0.6, rel=1e-9)
+    for (first, last), part in (((1e-3, 0.6), shares[1 : middle + 1]), ((0.6, 0.99), shares[middle:])):
+        assert part == pytest.approx(signal_shares(geometric(len(part), first, last))[1:], rel=1e-9)
+
+
 @pytest.mark.parametrize("T", [1, 2, 7, 40])
 def test_from_alpha_bar_undoes_the_product(T):
     beta = random_rates(T, seed=T)
