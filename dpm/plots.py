@@ -46,6 +46,14 @@ def panels(rows: int, columns: int, size: float = 2.6, **options) -> tuple[Figur
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
+def open_panel(height: float = 3.6) -> tuple[Figure, Axes]:
+    """One panel as wide as the page, open above and on the right, as (figure, axes)."""
+    figure = Picture(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.subplots()
+    seaborn.despine(figure)
+    return figure, axes
+
+
 def scatter(axes: Axes, x: Tensor, title: str = "", colour=BLUE, reach: float = 3.2) -> None:
     """Points of the plane, [n, 2], in units of the data's standard deviation."""
     axes.plot(x[:, 0], x[:, 1], ".", ms=2, alpha=0.5, color=colour)
@@ -198,21 +206,18 @@ SAMPLES: dict[str, Callable[[Tensor], Figure]] = {"swiss_roll": roll_samples, "h
 
 def curves(x: Sequence[float] | Tensor, lines: dict[str, Tensor], xlabel: str, ylabel: str, **axes_options) -> Figure:
     """Lines over one axis, named in a legend."""
-    figure = Picture(figsize=(WIDTH, 3.6), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = open_panel()
     for (name, y), dash in zip(lines.items(), ("-", "--", "-.", ":") * 2, strict=False):
         axes.plot(x, y, dash, label=name)
     axes.set(xlabel=xlabel, ylabel=ylabel, **axes_options)
     if len(lines) > 1:
         axes.legend()
-    seaborn.despine(figure)
     return figure
 
 
 def lost(rows: dict[str, dict[str, float]], xlabel: str) -> Figure:
     """What K lacks of the truth, a bar a model: lost by the edge step, by kernel and schedule, in training."""
-    figure = Picture(figsize=(WIDTH, 1.2 + 0.5 * len(rows)), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = open_panel(1.2 + 0.5 * len(rows))
     left = np.zeros(len(rows))
     for part, colour in zip(("edge", "kernel_and_schedule", "training"), PALETTE, strict=False):
         width = np.array([row[part] for row in rows.values()])
@@ -221,14 +226,12 @@ def lost(rows: dict[str, dict[str, float]], xlabel: str) -> Figure:
     axes.set(xlabel=xlabel)
     axes.invert_yaxis()
     axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
-    seaborn.despine(figure)
     return figure
 
 
 def pairs(rows: dict[str, tuple[float, float]], names: tuple[str, str], xlabel: str) -> Figure:
     """Tables 1 and 2 as bars: two values a row, each written at its end."""
-    figure = Picture(figsize=(WIDTH, 1 + 0.7 * len(rows)), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = open_panel(1 + 0.7 * len(rows))
     for k, (name, colour) in enumerate(zip(names, PALETTE, strict=False)):
         places = np.arange(len(rows)) + 0.4 * k - 0.2
         bars = axes.barh(places, [row[k] for row in rows.values()], height=0.38, color=colour, label=name)
@@ -237,7 +240,6 @@ def pairs(rows: dict[str, tuple[float, float]], names: tuple[str, str], xlabel: 
     axes.invert_yaxis()
     axes.margins(x=0.1)
     axes.legend()
-    seaborn.despine(figure)
     return figure
 
 
@@ -264,8 +266,7 @@ def split_costs(level: Tensor, restored: Tensor, lost: Tensor, title: str, top: 
 
     level [T] at t = 1…T; bits that step t = 2…T must restore, and above them those it loses, [T−1] each; y up to `top`.
     """
-    figure = Picture(figsize=(WIDTH, 3.4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = open_panel(3.4)
     width = level.diff()
     heights, bottom = (restored / width, lost / width), 0 * lost
     for height, colour, name in zip(heights, (BLUE, ORANGE), ("restored", "lost"), strict=True):
@@ -273,21 +274,18 @@ def split_costs(level: Tensor, restored: Tensor, lost: Tensor, title: str, top: 
         bottom = bottom + height
     axes.set(xlabel="log odds of the noise", ylabel="bits per unit of log odds", ylim=(0, top), title=title)
     axes.legend()
-    seaborn.despine(figure)
     return figure
 
 
 def histograms(samples: dict[str, Tensor], xlabel: str, mark: float) -> Figure:
     """Log densities of several samples [n] over the same bins, named in a legend; a dotted line at `mark`."""
-    figure = Picture(figsize=(WIDTH, 3.6), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = open_panel()
     bins = np.histogram_bin_edges(np.concatenate([values.numpy() for values in samples.values()]), 60)
     for name, values in samples.items():
         axes.hist(values.numpy(), bins.tolist(), density=True, histtype="step", log=True, lw=1.5, label=name)
     axes.axvline(mark, color="black", ls=":")
     axes.set(xlabel=xlabel, ylabel="density")
     axes.legend()
-    seaborn.despine(figure)
     return figure
 
 

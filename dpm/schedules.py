@@ -23,7 +23,7 @@ def geometric(T: int, *levels: float) -> Tensor:
     """Noise whose odds (1−ᾱ_t)/ᾱ_t grow by one factor a step, from the first level = β_1 to the last, 1−ᾱ_T.
 
     With more levels they are passed in turn, as many steps from each to the next. Returns [T+1] rates β in float64. Our
-    own; the paper names no fixed Gaussian schedule.
+    own; the paper learns its Gaussian rates, or takes those of `erase_evenly`.
     """
     log_odds = torch.tensor(levels, dtype=torch.float64).logit()
     passed = torch.linspace(0, T - 1, len(levels), dtype=torch.float64).round().long().tolist()
