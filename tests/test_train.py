@@ -118,6 +118,16 @@ def test_no_more_than_so_many_samples_are_held_at_once(monkeypatch):
     assert seen == [7, 7, 6] * 2
 
 
+def test_every_part_of_a_batch_has_steps_from_both_ends_of_the_chain(monkeypatch):
+    """Or one of two parted denoisers would be left without a gradient, for which other processes wait."""
+    seen = []
+    estimate = training.estimate
+    monkeypatch.setattr(training, "estimate", lambda p, q, x0, t, noise: seen.append(t) or estimate(p, q, x0, t, noise))
+    run = tiny_run()
+    list(train(run, swiss_roll, batch=20, steps=2, rate=1e-2, at_once=7))
+    assert len(seen) == 6 and all(t.min() < run.model.q().T / 2 < t.max() for t in seen)
+
+
 def test_another_seed_walks_another_path(tmp_path):
     one, other = tiny_run(seed=1), tiny_run(seed=2)
     go(one), go(other)
