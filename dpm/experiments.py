@@ -169,10 +169,13 @@ def our_step(channels: int, width: int, depth: int) -> Denoise:
     return Denoise(ImageDenoiser(channels, width, blocks, octaves=0))
 
 
-def our_u_steps(channels: int, widths: Sequence[int], depths: Sequence[int], parted: float) -> Denoise:
-    """Two denoisers for shapes in few grey levels, parted at a noise level: U-Nets, which see waves of grey levels."""
+NOISY = 0.73  # noise level above which a denoiser of its own answers: there a digit takes shape
+
+
+def our_u_steps(channels: int, widths: Sequence[int], depths: Sequence[int]) -> Denoise:
+    """Two denoisers for shapes in few grey levels, parted at NOISY: U-Nets, which see waves of grey levels."""
     noisy, clear = (ImageDenoiser(channels, widths[0], u_net(widths, depths), octaves=5) for _ in range(2))
-    return Denoise(Parted(noisy, clear, parted))
+    return Denoise(Parted(noisy, clear, at=NOISY))
 
 
 EXPERIMENTS = {
@@ -237,11 +240,11 @@ EXPERIMENTS = {
                     lambda: paper_step(1000, 1, [Dense(1, 28, 900, 3, 2)], 20, 2), batch=512, steps=50_000, rate=1e-3
                 ),
                 "cpu": Sketch(
-                    lambda: our_u_steps(1, (16, 64, 128), (1, 2, 3), parted=0.73),
+                    lambda: our_u_steps(1, (16, 64, 128), (1, 2, 3)),
                     batch=128,
                     steps=26_000,
                     rate=2e-3,
-                    between=(0.73,),
+                    between=(NOISY,),
                 ),
             },
             paper={"parzen_bits": 317},

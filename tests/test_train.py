@@ -108,24 +108,24 @@ def test_a_batch_in_parts_climbs_as_the_whole(begin, draw, at_once, monkeypatch)
         torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4 * float(whole.abs().max()))
 
 
-def test_no_more_than_so_many_samples_are_held_at_once(monkeypatch):
-    seen = []
-    estimate = training.estimate
-    monkeypatch.setattr(
-        training, "estimate", lambda p, q, x0, t, noise: seen.append(len(x0)) or estimate(p, q, x0, t, noise)
-    )
-    list(train(tiny_run(), swiss_roll, batch=20, steps=2, rate=1e-2, at_once=7))
-    assert seen == [7, 7, 6] * 2
-
-
-def test_every_part_of_a_batch_has_steps_from_both_ends_of_the_chain(monkeypatch):
-    """Or one of two parted denoisers would be left without a gradient, for which other processes wait."""
+@pytest.fixture
+def parts(monkeypatch):
+    """The steps t of every part of two batches of 20, of 7 samples at once."""
     seen = []
     estimate = training.estimate
     monkeypatch.setattr(training, "estimate", lambda p, q, x0, t, noise: seen.append(t) or estimate(p, q, x0, t, noise))
-    run = tiny_run()
-    list(train(run, swiss_roll, batch=20, steps=2, rate=1e-2, at_once=7))
-    assert len(seen) == 6 and all(t.min() < run.model.q().T / 2 < t.max() for t in seen)
+    list(train(tiny_run(), swiss_roll, batch=20, steps=2, rate=1e-2, at_once=7))
+    return seen
+
+
+def test_no_more_than_so_many_samples_are_held_at_once(parts):
+    assert [len(t) for t in parts] == [7, 7, 6] * 2
+
+
+def test_every_part_of_a_batch_has_steps_from_both_ends_of_the_chain(parts):
+    """Or one of two parted denoisers would be left without a gradient, for which other processes wait."""
+    T = tiny_run().model.q().T
+    assert len(parts) == 6 and all(t.min() < T / 2 < t.max() for t in parts)
 
 
 def test_another_seed_walks_another_path(tmp_path):
