@@ -386,7 +386,7 @@ def parser() -> Parser:
     training.add_argument("--at-once", type=int, help="samples in memory at once, of those of a step; all if not given")
     begin = training.add_mutually_exclusive_group()
     begin.add_argument("--resume", action="store_true", help="continue from the folder's checkpoint")
-    begin.add_argument("--start", type=Path, help="weights to go on from, such as those in data/weights")
+    begin.add_argument("--from", dest="start", type=Path, help="weights to go on from, such as those in data/weights")
     command("evaluate", evaluate_experiment, "K on held-out data, its parts, L_null and K*")
     best = command("optimum", optimum, "K* and −H(X⁰)")
     best.add_argument("--length", type=int, help="bits of another heartbeat")

@@ -175,7 +175,7 @@ def test_train_goes_on_from_given_weights(dpm, few, tmp_path):
     """One step from the shipped weights, its rate still warming up, stays near them; its other words are heeded."""
     words = ["train", "swiss_roll", "--setting", "ours", "--steps", 1, "--json"]
     shipped = weights_path("swiss_roll", "ours")
-    status, out, _ = dpm(*words, "--start", shipped, "--at-once", 30, "--out", tmp_path)
+    status, out, _ = dpm(*words, "--from", shipped, "--at-once", 30, "--out", tmp_path)
     made = json.loads(out)["provenance"]
     assert status == 0 and made["samples_per_second"] > 0 and 0 < made["fraction_of_peak"] < 1
     (before, _), (after, _) = (read_tensors(path) for path in (shipped, tmp_path / "weights.safetensors"))
@@ -322,10 +322,10 @@ MISTAKES = {
     "unwritable folder": (lambda tmp: ["train", "swiss_roll", "--steps", 2, "--out", blocked(tmp)], "cannot write"),
     "unwritable picture": (lambda tmp: ["sample", "swiss_roll", "--out", blocked(tmp) / "x.png"], "cannot write"),
     "nothing to resume": (lambda tmp: ["train", "swiss_roll", "--resume", "--out", tmp / "x"], "no checkpoint at"),
-    "two beginnings": (lambda tmp: ["train", "swiss_roll", "--resume", "--start", tmp / "x"], "not allowed with"),
-    "nothing to start from": (lambda tmp: ["train", "swiss_roll", "--start", tmp / "x"], "no checkpoint at"),
+    "two beginnings": (lambda tmp: ["train", "swiss_roll", "--resume", "--from", tmp / "x"], "not allowed with"),
+    "nothing to start from": (lambda tmp: ["train", "swiss_roll", "--from", tmp / "x"], "no checkpoint at"),
     "another's start": (
-        lambda tmp: ["train", "swiss_roll", "--start", weights_path("swiss_roll", "ours"), "--out", tmp / "x"],
+        lambda tmp: ["train", "swiss_roll", "--from", weights_path("swiss_roll", "ours"), "--out", tmp / "x"],
         "another experiment or setting",
     ),
     "nothing at once": (lambda tmp: ["train", "swiss_roll", "--at-once", 0, "--out", tmp / "x"], "--at-once 0"),
