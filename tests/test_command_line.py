@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from torch.distributed.run import get_args_parser
 
 from dpm import __main__ as command
 from dpm import train as training
@@ -181,6 +182,15 @@ def test_train_goes_on_from_given_weights(dpm, few, tmp_path):
     (before, _), (after, _) = (read_tensors(path) for path in (shipped, tmp_path / "weights.safetensors"))
     assert all(torch.allclose(after[name], before[name], atol=1e-3) for name in before)
     assert any(not torch.equal(after[name], before[name]) for name in before)
+
+
+def test_torchrun_hands_on_every_option_of_training(dpm):
+    """It reads shortened names as its own: `--start` it refused, for one of its options begins so."""
+    options = set(re.findall(r"--[a-z-]+", dpm("train", "--help")[1])) - {"--help"}
+    assert {"--setting", "--from"} <= options
+    for option in options:
+        understood = get_args_parser().parse_args(["-m", "dpm", "train", "mnist", option])
+        assert understood.training_script_args == ["train", "mnist", option]
 
 
 def test_progress_is_in_bits_on_stderr(dpm, few, tmp_path, monkeypatch):
