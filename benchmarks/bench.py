@@ -55,10 +55,9 @@ def roll_guess(net, xt: Tensor, signal: Tensor, sigma: Tensor, level: Tensor) ->
 
 
 def roll_loss(model: Diffusion) -> Loss:
-    net, schedule = model.p.denoiser.mlp, model.schedule
+    net, table = model.p.denoiser.mlp, roll_table(model.schedule())
 
     def loss(x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        table = roll_table(torch.cat([schedule.head, torch.sigmoid(schedule.log_odds)]))
         signal, sigma, level, from_x0, from_xt, variance = table[t - 1].split(1, dim=1)
         xt = signal * x0 + sigma * noise
         mean, spread = roll_guess(net, xt, signal, sigma, level)

@@ -14,7 +14,8 @@ def log_parzen(x: Tensor, samples: Tensor, sigma: Tensor, chunk: int = 250) -> T
 
     In float64 throughout, since |x|² − 2x·s + |s|² cancels; `chunk` rows of x at once.
     """
-    samples, sigma = samples.double(), sigma.double()[:, None]
+    samples = samples.double()
+    sigma = sigma.to(samples)[:, None]
     size = x.shape[1] / 2 * (2 * math.pi * sigma.square()).log() + math.log(len(samples))
     rows = []
     for some in x.double().split(chunk):
@@ -28,7 +29,7 @@ def parzen(samples: Tensor, validation: Tensor, test: Tensor) -> tuple[float, Te
 
     As published: images in [0, 1], 10 000 samples [n, D], the first 1000 validation images, the whole test set.
     """
-    sigma = WIDTHS[log_parzen(validation, samples, WIDTHS).mean(1).argmax()]
+    sigma = WIDTHS[int(log_parzen(validation, samples, WIDTHS).mean(1).argmax())]
     return float(sigma), log_parzen(test, samples, sigma[None])[0]
 
 
@@ -67,7 +68,7 @@ class MCGSM(nn.Module):
         inputs = windows.shape[1]
 
         def draw(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator, dtype=windows.dtype)
+            return torch.randn(*shape, generator=generator, dtype=windows.dtype, device=windows.device)
 
         self.a = nn.Parameter(draw(components, inputs) / 100)
         self.b = nn.Parameter(draw(features, inputs) / math.sqrt(inputs))
@@ -109,7 +110,7 @@ def fit_mcgsm(model: MCGSM, windows: Tensor, generator: Generator, steps: int = 
     adam = torch.optim.Adam(model.parameters(), lr=0.03)
     rate = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, steps)
     for _ in range(steps):
-        index = torch.randint(len(windows), (batch,), generator=generator)
+        index = torch.randint(len(windows), (batch,), generator=generator, device=windows.device)
         adam.zero_grad()
         (-model(windows[index]).mean()).backward()
         adam.step()

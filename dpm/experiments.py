@@ -257,7 +257,7 @@ EXPERIMENTS = {
             beta_1=1e-6,
             models={
                 "paper": Sketch(
-                    lambda: paper_step(500, 1, [Convolutions(1, 100, 6, 3, 4)], 100, 4),
+                    lambda: paper_step(500, 1, [Convolutions(1, 100, 6, 3, 3)], 100, 4),  # 300 is no multiple of 8
                     batch=64,
                     steps=50_000,
                     rate=1e-3,
@@ -317,8 +317,8 @@ def choose(name: str, setting: str) -> tuple[Experiment, Setting]:
 
 def build(setting: Setting, seed: int = 0) -> Diffusion:
     """A fresh model whose first weights depend on the seed alone; the global random state is left as it was."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # weights start on the CPU
+        torch.default_generator.manual_seed(seed)
         model = setting.build()
     model.p.float()  # schedules are float64, networks float32, whatever the default type
     return model

@@ -15,6 +15,7 @@ from torch.nn.functional import logsigmoid
 
 from dpm.bound import per_sample
 from dpm.entropy import lower
+from dpm.files import UserError
 from dpm.forward import Binomial, Chain, Gaussian, Law, Normal, at_time, everywhere
 from dpm.schedules import from_alpha_bar, shortest_paths
 
@@ -155,8 +156,10 @@ def best_schedule(p: Optimum, T: int, first: float, x0: Tensor, generator: Gener
     """The rates of T steps, β_1 = `first`, that make K* of reals the highest: [T+1]. x⁰ [n, D] are samples of the data.
 
     A step from signal-to-noise s down to r < s costs E ½ Σ_i log(1 + (s − r) Var(x⁰_i|x^t)), which depends on no other
-    step; so the best of all ways through `places` noise levels is a shortest path.
+    step; so the best of all ways through `places` noise levels is a shortest path. UserError when T steps are more.
     """
+    if places < T:
+        raise UserError(f"{T} steps find no place among {places} noise levels; give --T {places} or fewer")
     log_odds = torch.linspace(math.log(1 / first - 1), -7, places, dtype=torch.float64, device=x0.device)
     alpha_bar, snr = torch.sigmoid(log_odds), log_odds.exp()
     q = Gaussian(from_alpha_bar(alpha_bar))  # place k is its t = k+1

@@ -116,7 +116,7 @@ class Smooth(Factor):
     share: Tensor | float = 1.0
 
     def log(self, x: Tensor) -> Tensor:
-        return torch.as_tensor(self.share, dtype=x.dtype).flatten() * self.log_r(x)
+        return torch.as_tensor(self.share, dtype=x.dtype, device=x.device).flatten() * self.log_r(x)
 
     def times(self, law: Law) -> Law:
         with torch.enable_grad():

@@ -29,6 +29,7 @@ from dpm.bound import (
 from dpm.datasets import Images, patches
 from dpm.entropy import log_density
 from dpm.experiments import Experiment
+from dpm.files import UserError
 from dpm.forward import Binomial, Chain, everywhere
 from dpm.networks import cost, peak
 from dpm.optimum import Optimum, exact_K
@@ -129,7 +130,7 @@ def against_optimum(p: Optimum, q: Chain, x0: Tensor, first: Tensor, K: float, g
     best = evaluate(p, q, x0[:COMPARED], Generator(x0.device).manual_seed(seed)).K
     gap, gap_error = mean_and_error(in_bits(best - first))
     truth = float(in_bits(torch.cat([p.log_probability(some) for some in x0.split(COMPARED)])).mean())
-    counted = exact_K(p, q) if isinstance(q, Binomial) else None
+    counted = exact_K(p, Binomial(q.beta.cpu(), q.rate)) if isinstance(q, Binomial) else None  # where its points are
     best_K = K + gap if counted is None else float(in_bits(counted))
     edges = [lost_at_the_edge(p, q, some, generator) for some in x0.split(COMPARED)]
     edge, edge_error = mean_and_error(in_bits(torch.cat(edges)))
@@ -168,7 +169,10 @@ def parzen_table(images: Images, validation: Tensor, model: Diffusion, q: Chain,
 
     `perfect_bits_of` fewer digits tells what their number is worth. `redrawn_bits` are of the fewest digits, taken by q
     to x^t and back by p; what they lose is lost below t. `kl_above_bits` is what (14) has above t, bits a picture.
+    UserError when there are fewer training digits than n, or too few to take an eighth of them.
     """
+    if not 8 <= n <= len(images.train):
+        raise UserError(f"-n {n}: give 8 to {len(images.train)}, the training digits to hold samples against")
 
     def several(measure: Callable[..., Tensor], x: Tensor, *step: int) -> Tensor:
         batches = tqdm(x.split(shown_at_once(x)), unit="batch")
@@ -179,7 +183,7 @@ def parzen_table(images: Images, validation: Tensor, model: Diffusion, q: Chain,
 
     order = torch.randperm(len(images.train), generator=generator, device=generator.device)
     digits, held_out = images.blurred(images.train[order[:n]], generator).float(), images.held_out(generator)
-    half, quarter, few = (max(1, n // part) for part in (2, 4, 8))
+    half, quarter, few = (n // part for part in (2, 4, 8))
     steps = [q.T * tenths // 10 for tenths in (6, 7, 8, 9)]
     row: dict = {"T": q.T, "n": n} | parzen_row(images, several(sample, digits), validation)
     row |= {f"perfect_{name}": value for name, value in parzen_row(images, digits, validation).items()}
@@ -206,7 +210,7 @@ def lost_at_the_edge(p: Optimum, q: Chain, x0: Tensor, generator: Generator) -> 
     steps = everywhere(1, x0)
     law = q.step(x0, steps)
     x1 = law.at(q.noise(x0, generator))
-    about_x0 = p.log_probability(x0) + per_sample(law.log_prob(x1)) - log_density(q, p.points, x1, 1, p.variance)
+    about_x0 = p.log_probability(x0) + per_sample(law.log_prob(x1)) - log_density(q, p.points.to(x1), x1, 1, p.variance)
     return about_x0 + per_sample(law.entropy()) + log_null(q, x1) - log_null(q, x0)
 
 

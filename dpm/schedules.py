@@ -36,8 +36,8 @@ def geometric(T: int, *levels: float) -> Tensor:
 
 def from_alpha_bar(alpha_bar: Tensor) -> Tensor:
     """The rates β_1…T that leave the signal shares ᾱ_1…T: β_t = 1 − ᾱ_t/ᾱ_{t−1}. Shapes [T] → [T+1]."""
-    before = torch.cat([torch.ones(1, dtype=alpha_bar.dtype), alpha_bar[:-1]])
-    return torch.cat([torch.zeros(1, dtype=alpha_bar.dtype), (before - alpha_bar) / before])
+    before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+    return torch.cat([alpha_bar.new_zeros(1), (before - alpha_bar) / before])
 
 
 def log_alpha_bar(beta: Tensor) -> Tensor:

@@ -179,6 +179,7 @@ def choose_device(name: str) -> torch.device:
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if processes > torch.cuda.device_count():
         raise UserError(f"{processes} processes for {torch.cuda.device_count()} GPUs; start one a GPU, or --device cpu")
+    torch.backends.cudnn.allow_tf32 = False  # left to itself a GPU rounds the products of K to ten bits
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 

@@ -19,7 +19,7 @@ from dpm import train as training
 from dpm.bound import in_bits
 from dpm.datasets import heartbeat_sequences
 from dpm.experiments import EXPERIMENTS, build, weights_path
-from dpm.files import read_tensors, write_tensors
+from dpm.files import UserError, read_tensors, write_tensors
 from dpm.forward import Binomial
 from dpm.optimum import Optimum, exact_K
 from dpm.schedules import erase_evenly
@@ -182,6 +182,24 @@ def test_train_goes_on_from_given_weights(dpm, few, tmp_path):
     (before, _), (after, _) = (read_tensors(path) for path in (shipped, tmp_path / "weights.safetensors"))
     assert all(torch.allclose(after[name], before[name], atol=1e-3) for name in before)
     assert any(not torch.equal(after[name], before[name]) for name in before)
+
+
+def test_training_without_data_leaves_nothing_behind(dpm, monkeypatch, tmp_path):
+    def missing(n, generator):
+        raise UserError("no bark here")
+
+    monkeypatch.setitem(EXPERIMENTS, "bark", replace(EXPERIMENTS["bark"], draw=missing))
+    assert dpm("train", "bark", "--out", tmp_path / "x") == (2, "", "dpm: no bark here\n")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_run_is_not_resumed_to_an_earlier_step(dpm, few, tmp_path):
+    words = ["train", "swiss_roll", "--out", tmp_path, "--json"]
+    assert dpm(*words, "--steps", 4)[0] == 0
+    before = (tmp_path / "checkpoint.safetensors").read_bytes()
+    status, out, err = dpm(*words, "--steps", 2, "--resume")
+    assert (status, out) == (2, "") and "is at step 4 already" in err
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
 
 
 def test_torchrun_hands_on_every_option_of_training(dpm):
@@ -354,9 +372,16 @@ MISTAKES = {
     "no optimum": (lambda tmp: ["optimum", "digits"], "known for swiss_roll, heartbeat"),
     "no weights": (lambda tmp: ["evaluate", "digits", "--checkpoint", tmp / "none"], "no checkpoint"),
     "no noise": (lambda tmp: ["denoise", "digits", "--variance", "-1"], "above 0"),
+    "endless noise": (lambda tmp: ["denoise", "digits", "--variance", "inf"], "at most a million"),
     "no grey pictures": (lambda tmp: ["baselines", "cifar10"], "no grey pictures"),
+    "samples of leaves": (lambda tmp: ["baselines", "dead_leaves", "-n", 5], "leave out -n and --T"),
+    "unwritable table": (
+        lambda tmp: ["baselines", "digits", "--setting", "ours", "--save", blocked(tmp) / "x.json"],
+        "cannot write",
+    ),
     "no pictures": (lambda tmp: ["denoise", "swiss_roll", "--setting", "ours"], "no pictures"),
     "steps of its own": (lambda tmp: ["sample", "heartbeat", "--T", 9], "leave out --T"),
+    "more rates than places": (lambda tmp: ["schedule", "swiss_roll", "--T", 301], "give --T 300 or fewer"),
     "rates of bits": (lambda tmp: ["schedule", "heartbeat"], "made of bits"),
     "no command": (lambda tmp: [], "COMMAND"),
     "unknown command": (lambda tmp: ["dance"], "invalid choice: 'dance'"),

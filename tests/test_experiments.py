@@ -34,6 +34,13 @@ def test_choose_finds_every_experiment_and_setting():
     assert all("paper" in experiment.settings and len(experiment.settings) == 2 for experiment in EXPERIMENTS.values())
 
 
+@pytest.mark.parametrize("setting", ["paper", "cpu"])
+def test_a_network_of_bark_takes_the_whole_picture_that_is_restored(setting):
+    model = build(EXPERIMENTS["bark"].settings[setting]).to("meta")
+    x = torch.empty(1, 1, 300, 300, device="meta")
+    assert model.p(model.q(), x, torch.ones(1, dtype=torch.long, device="meta")).mean.shape == x.shape
+
+
 def test_choose_names_what_there_is_when_asked_for_something_else():
     with pytest.raises(UserError, match=r"'roll'.*swiss_roll.*heartbeat"):
         choose("roll", "paper")
