@@ -586,7 +586,7 @@ def test_bits_a_dimension_do_not_depend_on_the_unit_of_x():
     assert bits_per_dimension(5.4, 3, 64.0) == pytest.approx(bits_per_dimension(5.4 + 3, 3, 128.0), abs=1e-12)
 
 
-def test_CIFAR_10_of_Table_1_is_4_19_bits_a_dimension():
+def test_CIFAR_10_of_Table_1_is_4_20_bits_a_dimension():
     assert bits_per_dimension(5.4, 3, 255 * 0.25157) == pytest.approx(4.2034, abs=5e-5)
 
 

@@ -50,7 +50,7 @@ SAYS = {
     "(63)": "normalised bumps in time",
     "(64)": "f_Σ, a perturbation of β_t",
     "(65)": "f_μ, whose fixed point is z^μ",
-    "Table 1": "K and K − L_null of six data sets",
+    "Table 1": "K and K − L_null of five data sets",
     "Table 2": "log likelihoods beside other models'",
     "Table App.1": "the two kernels and their perturbed reversals",
     "Figure 1": "swiss roll: forward, reverse, drift",
