@@ -6,7 +6,6 @@ import json
 import math
 import os
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -34,7 +33,7 @@ from dpm.posterior import Noisy
 from dpm.results import command_line, pace, parzen_table, provenance, report, rivals
 from dpm.reverse import Denoise, Diffusion, sample
 from dpm.schedules import erase_evenly, geometric
-from dpm.train import Draw, Run, choose_device, choose_precision, join, place, refuse_uneven, train
+from dpm.train import Draw, Run, choose_device, choose_precision, join, leave, place, refuse_uneven, train
 
 
 def show(result: dict, as_json: bool) -> None:
@@ -83,6 +82,7 @@ def train_experiment(args: argparse.Namespace) -> None:
     folder = Path(args.out or f"runs/{args.name}-{args.setting}")
     checkpoint = folder / "checkpoint.safetensors"
     about = {"experiment": args.name, "setting": args.setting, "seed": str(args.seed), "steps": str(steps)}
+    about["command"] = command_line()
     precision = choose_precision(setting.precision, device)
     model = load(args.name, args.setting, args.start).requires_grad_() if args.start else build(setting, args.seed)
     like = experiment.draw(1, Generator(device))  # where data are missing, before anything is written
@@ -93,33 +93,34 @@ def train_experiment(args: argparse.Namespace) -> None:
             f"nothing to resume, no checkpoint at {checkpoint}; begin without --resume, or name it by --out"
         )
     if args.resume:
-        run.resume(checkpoint)
+        begun = run.resume(checkpoint)
+        about["command"] = f"{begun['command']}; {command_line()}"
         if run.step > steps:
             raise UserError(f"{checkpoint} is at step {run.step} already; give --steps {run.step} or more")
     elif there:
         refuse_unfinished(checkpoint)
-    first = place()[0] == 0
-    if first:
+    refuse_unwritable(checkpoint)  # in every process: one that fails alone leaves the others waiting
+    rank, processes = place()
+    if rank == 0:
         run.save(checkpoint)
-    started, begin = time.monotonic(), run.step
-    with tqdm(total=steps, initial=run.step, unit="step", disable=not first) as bar:
+    with tqdm(total=steps, initial=run.step, unit="step", disable=rank > 0) as bar:
         for record in train(
             run, experiment.draw, setting.batch, steps, setting.rate, checkpoint, precision, args.at_once
         ):
             bar.update(record.step - bar.n)
             bar.set_postfix_str(f"K {record.K / math.log(2) / experiment.pixels:.3f} {experiment.unit}", refresh=False)
-    if not first:
+    leave()
+    if rank > 0:
         return
-    seconds = time.monotonic() - started
     weights = folder / "weights.safetensors"
     write_tensors(weights, half(run.average.module.state_dict()), about)
     model = load(args.name, args.setting, weights, device)  # what is reported is what the file holds
     result = report(experiment, model) | {
         "setting": args.setting,
-        "provenance": provenance(args.seed, device),
+        "provenance": provenance(args.seed, device, processes) | {"command": about["command"]},
     }
-    trained = {"steps": steps - begin, "training_seconds": round(seconds, 1), "precision": str(precision)}
-    result["provenance"] |= trained | pace(model, like, (steps - begin) * setting.batch, seconds, precision)
+    trained = {"steps": steps, "training_seconds": round(run.seconds, 1), "precision": str(precision)}
+    result["provenance"] |= trained | pace(model, like, steps * setting.batch, run.seconds, precision, processes)
     write_json(folder / "results.json", result)
     show(result, args.json)
 
@@ -158,14 +159,22 @@ def optimum(args: argparse.Namespace) -> None:
     counted = exact_K(p, q) if isinstance(q, Binomial) else None
     generator = Generator().manual_seed(args.seed)
     x0 = draw(min(40_000, max(1_000, 600_000 // T)), generator)  # about as much work for every T
-    sampled = (math.nan, 0.0) if counted is not None else mean_and_error(in_bits(best_K(p, q, x0, generator)))
+    if counted is not None:
+        K_best, error = float(in_bits(counted)), 0.0
+    else:
+        K_best, error = mean_and_error(in_bits(best_K(p, q, x0, generator)))
+    if isinstance(q, Binomial):  # the sum over all sequences
+        log_q, spread = float(in_bits(p.weights @ p.log_probability(p.points))), 0.0
+    else:
+        log_q, spread = mean_and_error(in_bits(p.log_probability(x0)))
     show(
         {
             "experiment": args.name,
             "T": T,
-            "K_optimum_bits": sampled[0] if counted is None else float(in_bits(counted)),
-            "K_optimum_stderr_bits": sampled[1],
-            "minus_entropy_bits": float(in_bits(p.log_probability(x0)).mean()),
+            "K_optimum_bits": K_best,
+            "K_optimum_stderr_bits": error,
+            "minus_entropy_bits": log_q,
+            "minus_entropy_stderr_bits": spread,
             "unit": experiment.unit,
             "provenance": provenance(args.seed, torch.device("cpu")),
         },
@@ -198,11 +207,8 @@ def other_heartbeat(args: argparse.Namespace, T: int) -> tuple[Optimum, Binomial
     if not (1 <= length <= 1_000 and 2 <= period <= 1_000):
         raise UserError(f"--length {length} --period {period}: give 1 to 1000 bits, and 2 to 1000 between ones")
     points = datasets.heartbeat_sequences(length, period)
-    return (
-        Optimum(points),
-        Binomial(erase_evenly(T), float(points.mean())),
-        partial(datasets.heartbeat, length=length, period=period),
-    )
+    data = partial(datasets.heartbeat, length=length, period=period)
+    return Optimum(points), Binomial(erase_evenly(T), float(points.mean())), data
 
 
 def schedule(args: argparse.Namespace) -> None:
@@ -233,7 +239,7 @@ def schedule(args: argparse.Namespace) -> None:
 
 
 def sample_experiment(args: argparse.Namespace) -> None:
-    """`dpm sample`: draws of p(x⁰), and the share of them that the data could have been."""
+    """`dpm sample`: draws of p(x⁰); of bits the share that data could have been, of the roll their mean log q(x⁰)."""
     experiment, model, q, generator = sampler(args)
     like = torch.zeros(args.n, *experiment.shape, dtype=precision(experiment), device=q.beta.device)
     x = sample(model.p, q, like, generator).cpu()
@@ -241,12 +247,13 @@ def sample_experiment(args: argparse.Namespace) -> None:
     result = {"experiment": args.name, "setting": args.setting, "n": args.n, "T": q.T}
     if experiment.optimum:
         log_q = torch.cat([experiment.optimum.log_probability(some) for some in x.split(4_000)])
-        result |= {"possible_share": float(log_q.isfinite().double().mean())}
+        possible = {"possible_share": float(log_q.isfinite().double().mean())}
+        result |= {"mean_log_q_bits": float(in_bits(log_q).mean())} if experiment.optimum.variance else possible
     show(result | {"provenance": provenance(args.seed, q.beta.device)}, args.json)
 
 
 def keep(args: argparse.Namespace, figure: Callable[..., plots.Figure], arrays: dict[str, torch.Tensor]) -> None:
-    """What was drawn, to --out: as the figure of it, or, where the file is to be a .safetensors, as it is."""
+    """What was drawn, to --out: as the figure of it, or, where the file is to be a .safetensors, in half precision."""
     if args.out and args.out.suffix == ".safetensors":
         write_tensors(args.out, {name: x.half() for name, x in arrays.items()}, {"command": command_line()})
     elif args.out:
@@ -268,7 +275,7 @@ def sampler(args: argparse.Namespace) -> tuple[Experiment, Diffusion, Chain, Gen
     if args.out:
         refuse_unwritable(args.out)
     q = model.q()
-    if args.T is not None:
+    if args.T not in (None, q.T):
         if not isinstance(model.p, Denoise):
             raise UserError(f"{args.name} --setting {args.setting} knows its own {q.T} steps only; leave out --T")
         q = model.chain(experiment.chain(steps(experiment, args)).beta.to(device))
@@ -353,6 +360,13 @@ def seed(text: str) -> int:
     return int(text)
 
 
+def picture(text: str) -> Path:
+    """A file that `keep` knows how to write."""
+    if Path(text).suffix not in (".png", ".safetensors"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a .png nor a .safetensors file")
+    return Path(text)
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, as every other mistake is said."""
 
@@ -380,7 +394,7 @@ def parser() -> Parser:
         if name in ("sample", "baselines", "denoise", "inpaint"):
             one.add_argument("-n", type=int, default=PARZEN if name == "baselines" else 16, help="how many")
         if name in ("sample", "denoise", "inpaint"):
-            one.add_argument("--out", type=Path, help="a PNG of them, or a .safetensors file")
+            one.add_argument("--out", type=picture, help="a .png of them, or a .safetensors file")
         if name in ("optimum", "schedule", "sample", "baselines", "denoise", "inpaint"):
             one.add_argument("--T", type=int, help="number of steps")
         if name in ("denoise", "inpaint"):
@@ -416,17 +430,24 @@ def main() -> int:
     try:
         args = parser().parse_args()
         args.run(args)
+        sys.stdout.flush()
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes one speaks
-            print(f"dpm: {error}", file=sys.stderr)
-        return 2
+        return say(str(error), 2)
+    except torch.OutOfMemoryError:
+        return say("the memory of the GPU is too small; give a smaller --at-once, or a smaller -n", 2)
     except KeyboardInterrupt:
-        print("dpm: stopped; if it was training, the same command with --resume goes on", file=sys.stderr)
-        return 130
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        return say("stopped; if it was training, the same command goes on with --resume in place of any --from", 130)
+    except BrokenPipeError:  # whoever reads has seen enough; the flush at the end must not fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
     return 0
+
+
+def say(message: str, status: int) -> int:
+    """One line on stderr, from one of several processes."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"dpm: {message}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

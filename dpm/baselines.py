@@ -125,14 +125,14 @@ def log_pixels(model: MCGSM, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def paint(model: MCGSM, images: Tensor, generator: Generator, above: int = 3, width: int = 7) -> Tensor:
+def paint(model: MCGSM, images: Tensor, generator: Generator) -> Tensor:
     """Images with each pixel of a whole window drawn in reading order, the borders kept: the middle of Figure 4.
 
     From a border of zeros the first rows and columns are unlike the data; draw larger and cut.
     """
-    images, half = images.clone(), width // 2
+    images, above, half = images.clone(), 3, 3
     for row in range(above, images.shape[2]):
         for column in range(half, images.shape[3] - half):
             before = images[:, :, row - above : row + 1, column - half : column + half + 1]
-            images[:, 0, row, column] = model.draw(causal_windows(before, above, width)[:, 0], generator)
+            images[:, 0, row, column] = model.draw(causal_windows(before)[:, 0], generator)
     return images

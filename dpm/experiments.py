@@ -341,8 +341,15 @@ def recorded(name: str, setting: str) -> dict:
 
 def load(name: str, setting: str, path: Path | None = None, device: torch.device | str = "cpu") -> Diffusion:
     """The trained model of a setting, from the shipped weights or from a file that `dpm train` wrote."""
+    _, its = choose(name, setting)
+    if path is None and not weights_path(name, setting).exists():
+        shipped = [other for other in EXPERIMENTS[name].settings if weights_path(name, other).exists()]
+        raise UserError(
+            f"no weights of {name} --setting {setting} are shipped, only of {', '.join(shipped)}; "
+            "`dpm train` makes them, --checkpoint names them"
+        )
     path = path or weights_path(name, setting)
     tensors, _ = read_tensors(path)
-    model = build(choose(name, setting)[1])
+    model = build(its)
     load_into(model, take(tensors, "average.module.") or tensors, path)
     return model.to(device).requires_grad_(False)

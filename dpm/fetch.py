@@ -73,8 +73,10 @@ def local(name: str) -> Path | None:
     folder = os.environ.get("DPM_DATA")
     if not folder:
         return None
-    if not Path(folder).is_dir():
-        raise UserError(f"DPM_DATA names {folder}, which is no folder; name the one with your data sets, or unset it")
+    if not (os.path.isdir(folder) and os.access(folder, os.R_OK | os.X_OK)):
+        raise UserError(
+            f"DPM_DATA names {folder}, which is no folder to read from; name that of your data, or unset it"
+        )
     path = Path(folder, name)
     return path if path.exists() else None
 

@@ -20,19 +20,22 @@ class UserError(Exception):
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Make the folder of `path`; a failure in there, or in what follows, is a UserError."""
+    """A failure in here is a UserError; so is a name that is taken by what no rename should replace."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EISDIR, "a folder or a device has this name")
         yield
     except OSError as error:
         reason = "a file is where a folder should be" if isinstance(error, FileExistsError) else error.strerror
-        raise UserError(f"cannot write {path}: {reason}; free some space or choose another place with --out") from None
+        raise UserError(f"cannot write {path}: {reason}; free some space or choose another place") from None
 
 
 def write(path: Path, content: bytes) -> None:
     """Write a file aside, then rename it into place: a reader sees the old file or the new, never half of one."""
+    path = path.resolve()  # what a link names is replaced, not the link
     aside = path.parent / f".{path.name}.{os.getpid()}.part"
     with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with aside.open("wb") as file:
                 file.write(content)
@@ -44,11 +47,9 @@ def write(path: Path, content: bytes) -> None:
 
 
 def refuse_unwritable(path: Path) -> None:
-    """UserError at once, not when the work is done, where `write` would fail."""
+    """UserError at once, not when the work is done, where `write` would fail; no folder is made yet."""
     with writing(path):
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        TemporaryFile(dir=path.parent).close()
+        TemporaryFile(dir=next(folder for folder in path.absolute().parents if folder.exists())).close()
 
 
 def write_json(path: Path, content: object) -> None:
@@ -73,9 +74,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
             about = json.loads((file.metadata() or {}).get("about", "{}"))
+            if not isinstance(about, dict):
+                raise ValueError("its header is another program's")
             return {name: file.get_tensor(name) for name in names}, about
     except FileNotFoundError:
-        raise UserError(f"no checkpoint at {path}; `dpm train` makes one, --checkpoint names another") from None
+        raise UserError(f"no weights at {path}; `dpm train` makes some, or name others") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}); copy it anew, or train elsewhere") from None
 

@@ -34,7 +34,7 @@ from dpm.forward import Binomial, Chain, everywhere
 from dpm.networks import cost, peak
 from dpm.optimum import Optimum, exact_K
 from dpm.reverse import Diffusion, redraw, sample
-from dpm.train import Objective, place
+from dpm.train import Objective
 
 COMPARED = 4_000  # held-out samples on which a model and the optimum meet the same noise
 AT_ONCE = 100_000  # pixels of pictures; more do not fit the caches
@@ -214,11 +214,13 @@ def lost_at_the_edge(p: Optimum, q: Chain, x0: Tensor, generator: Generator) -> 
     return about_x0 + per_sample(law.entropy()) + log_null(q, x1) - log_null(q, x0)
 
 
-def pace(model: Diffusion, like: Tensor, samples: int, seconds: float, precision: torch.dtype) -> dict[str, float]:
-    """Samples like this one trained on a second, and the share that this was of what the machine can multiply."""
+def pace(
+    model: Diffusion, like: Tensor, samples: int, seconds: float, precision: torch.dtype, processes: int
+) -> dict[str, float]:
+    """Samples like this one trained on a second, and the share that this was of what the machines can multiply."""
     x0, q = like.float(), model.q()
     adds, _ = cost(Objective(model), x0, everywhere(2, x0), q.noise(x0, Generator(x0.device)))
-    rate, most = samples / seconds, place()[1] * peak(x0.device, precision)
+    rate, most = samples / seconds, processes * peak(x0.device, precision)
     return {"samples_per_second": rate, "fraction_of_peak": 3 * adds * rate / most}  # a gradient costs twice its value
 
 
@@ -227,10 +229,9 @@ def command_line() -> str:
     return " ".join(["dpm", *sys.argv[1:]])
 
 
-def provenance(seed: int, device: torch.device) -> dict:
+def provenance(seed: int, device: torch.device, processes: int = 1) -> dict:
     """What made a result: command, seed, devices, versions, git revision, date."""
-    cuda, (_, processes) = device.type == "cuda", place()
-    name = torch.cuda.get_device_name(device) if cuda else f"cpu, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     return {
         "command": command_line(),
         "seed": seed,

@@ -22,7 +22,7 @@ Draw = Callable[[int, Generator], Tensor]  #: (n, generator) → x⁰ [n, …], 
 Weights = tuple[Tensor, ...] | list[Tensor]  #: the parameters of a model
 
 RECORD_STEPS = 50  # between two records
-CHECKPOINT_SECONDS = 20  # between two checkpoints: what a killed run can lose
+CHECKPOINT_SECONDS = 20  # between two checkpoints, which fall on records: what a killed run can lose, and a little
 WARM_UP = 100  # steps
 AVERAGE_STEPS = 10  # between two looks of the averaged weights at the present ones
 
@@ -57,7 +57,7 @@ class Run:
     """All that a training run changes, and so all that its checkpoint holds."""
 
     def __init__(self, model: Diffusion, device: torch.device, seed: int, about: dict[str, str]):
-        self.model, self.about, self.step = model.to(device), about, 0
+        self.model, self.about, self.step, self.seconds = model.to(device), about, 0, 0.0
         for weights in model.parameters():
             weights.data = channels_last(weights.data)
         self.average = AveragedModel(model, multi_avg_fn=follow)
@@ -70,13 +70,14 @@ class Run:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         tensors |= {f"optimiser.{i}.{name}": value for i in moments for name, value in moments[i].items()}
-        write_tensors(path, tensors | {"generator": self.generator.get_state()}, self.about | {"step": str(self.step)})
+        about = self.about | {"step": str(self.step), "seconds": str(self.seconds)}
+        write_tensors(path, tensors | {"generator": self.generator.get_state()}, about)
 
-    def resume(self, path: Path) -> None:
-        """Continue from a checkpoint, bit for bit on the CPU; UserError when it is another run's."""
+    def resume(self, path: Path) -> dict[str, str]:
+        """Continue from a checkpoint, bit for bit on the CPU; its header. UserError when it is another run's."""
         tensors, about = read_tensors(path)
         for key, ours in self.about.items():
-            if key != "steps" and about.get(key) != ours:  # steps may be added to a run
+            if key not in ("steps", "command") and about.get(key) != ours:  # steps may be added to a run
                 raise UserError(f"{path} is a run of {key} {about.get(key)}, not {ours}; resume it as it was begun")
         load_into(self.model, take(tensors, "model."), path)
         load_into(self.average, take(tensors, "average."), path)
@@ -88,7 +89,8 @@ class Run:
         if tensors["generator"].shape != self.generator.get_state().shape:
             raise UserError(f"{path} was begun on another kind of device; resume it there, or choose with --device")
         self.generator.set_state(tensors["generator"])
-        self.step = int(about["step"])
+        self.step, self.seconds = int(about["step"]), float(about["seconds"])
+        return about
 
 
 def train(
@@ -113,7 +115,7 @@ def train(
     objective: nn.Module = Objective(run.model)
     if size > 1:
         objective = DistributedDataParallel(objective, forward_sync_buffers=False)
-    saved, losses = time.monotonic(), []
+    saved, losses, begun = time.monotonic(), [], time.monotonic() - run.seconds
     q = run.model.q()  # for its length and its noise, which training leaves alone
     while run.step < steps:
         x0 = channels_last(draw(batch, run.generator).float())
@@ -133,6 +135,7 @@ def train(
                 torch.distributed.all_reduce(means)  # so that all processes record, and all stop, as one
             values = (means / size).tolist()
             check_finite(values, run)
+            run.seconds = time.monotonic() - begun
             if checkpoint and rank == 0 and (run.step == steps or time.monotonic() - saved > CHECKPOINT_SECONDS):
                 run.save(checkpoint)
                 saved = time.monotonic()
@@ -180,7 +183,9 @@ def choose_device(name: str) -> torch.device:
     if processes > torch.cuda.device_count():
         raise UserError(f"{processes} processes for {torch.cuda.device_count()} GPUs; start one a GPU, or --device cpu")
     torch.backends.cudnn.allow_tf32 = False  # left to itself a GPU rounds the products of K to ten bits
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(device)  # or every process would open the first GPU too
+    return device
 
 
 def choose_precision(wanted: torch.dtype, device: torch.device) -> torch.dtype:
@@ -200,6 +205,12 @@ def place() -> tuple[int, int]:
 
 
 def join(device: torch.device) -> None:
-    """Join the other processes when torchrun started this one."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    """Join the other processes when torchrun, or one like it, started this one and gave it a rank."""
+    if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def leave() -> None:
+    """Part from the other processes, all at one time: with nccl one that leaves waits for the rest."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

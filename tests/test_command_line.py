@@ -136,8 +136,15 @@ def test_optimum_of_another_heartbeat(dpm):
     status, out, _ = dpm("optimum", "heartbeat", "--T", "9", "--length", "6", "--period", "2", "--json")
     result, points = json.loads(out), heartbeat_sequences(6, 2)
     assert status == 0 and result["minus_entropy_bits"] == pytest.approx(-1)
+    assert result["minus_entropy_stderr_bits"] == 0
     K = exact_K(Optimum(points), Binomial(erase_evenly(9), 0.5))
     assert result["K_optimum_bits"] == pytest.approx(float(in_bits(K)), abs=1e-12)
+
+
+def test_sequences_that_coincide_are_counted_together(dpm):
+    """Period 6, four bits: two of the six phases have no one, so −H(X⁰) = −⅔ log₂ 6 − ⅓ log₂ 3."""
+    result = json.loads(dpm("optimum", "heartbeat", "--T", "4", "--length", "4", "--period", "6", "--json")[1])
+    assert result["minus_entropy_bits"] == pytest.approx(-2 / 3 * math.log2(6) - math.log2(3) / 3)
 
 
 def test_optimum_of_the_roll_states_its_error(dpm, monkeypatch):
@@ -169,7 +176,10 @@ def test_train_writes_weights_that_evaluate_reads(dpm, few, tmp_path):
     }
     for file in ("weights", "checkpoint"):
         assert dpm("evaluate", "swiss_roll", "--checkpoint", tmp_path / f"{file}.safetensors", "--json")[0] == 0
-    assert dpm("train", "swiss_roll", "--steps", 5, "--out", tmp_path, "--resume", "--json")[0] == 0
+    _, out, _ = dpm("train", "swiss_roll", "--steps", 5, "--out", tmp_path, "--resume", "--json")
+    made, before = json.loads(out)["provenance"], result["provenance"]
+    assert made["steps"] == 5 and made["training_seconds"] >= before["training_seconds"]
+    assert made["command"].split("; ")[0] == before["command"] and made["command"].count("--resume") == 1
 
 
 def test_train_goes_on_from_given_weights(dpm, few, tmp_path):
@@ -282,13 +292,14 @@ def test_a_place_that_cannot_be_written_is_noticed_before_the_work(dpm, tmp_path
     for work in ("train", "sample"):
         monkeypatch.setattr(command, work, lambda *_: pytest.fail("worked first"))
     (tmp_path / "file").write_text("")
-    for out in (tmp_path / "file", tmp_path / "file" / "x", "/proc/x"):
-        for words in (["train", "swiss_roll"], ["sample", "heartbeat", "--setting", "ours"]):
-            if words[0] == "sample" and out == tmp_path / "file":
-                out = tmp_path  # a folder in the place of a picture
-            status, _, err = dpm(*words, "--out", out)
-            assert status == 2 and "cannot write" in err and err.count("\n") == 1
-    assert os.listdir(tmp_path) == ["file"]
+    (tmp_path / "folder.png").mkdir()
+    training, drawing = ["train", "swiss_roll"], ["sample", "heartbeat", "--setting", "ours"]
+    refused = [(training, out) for out in (tmp_path / "file", tmp_path / "file" / "x", "/proc/x")]
+    refused += [(drawing, out) for out in (tmp_path / "folder.png", tmp_path / "file" / "x.png", "/proc/x.png")]
+    for words, out in refused:
+        status, _, err = dpm(*words, "--out", out)
+        assert status == 2 and "cannot write" in err and err.count("\n") == 1
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder.png"]
 
 
 def test_of_several_processes_one_speaks(dpm, monkeypatch):
@@ -300,8 +311,36 @@ def test_sample_draws_a_picture_of_possible_data(dpm, tmp_path):
     picture = tmp_path / "deep" / "roll.png"
     status, out, _ = dpm("sample", "swiss_roll", "--setting", "ours", "-n", 50, "--out", picture, "--json")
     result = json.loads(out)
-    assert status == 0 and out.count("\n") == 1 and result["n"] == 50 and result["possible_share"] == 1
+    assert status == 0 and out.count("\n") == 1 and result["n"] == 50 and -2 < result["mean_log_q_bits"] < 1
     assert result["provenance"]["seed"] == 0 and picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_samples_of_an_untrained_model_are_told_from_data(dpm, tmp_path):
+    for name, number, most in (("swiss_roll", "mean_log_q_bits", -100), ("heartbeat", "possible_share", 0.1)):
+        path = tmp_path / f"{name}.safetensors"
+        write_tensors(path, build(EXPERIMENTS[name].settings["ours"]).state_dict(), {})
+        _, out, _ = dpm("sample", name, "--setting", "ours", "--checkpoint", path, "-n", 50, "--T", 20, "--json")
+        assert json.loads(out)[number] < most
+
+
+def test_as_many_steps_as_the_model_has_are_its_own(dpm, tmp_path):
+    drawn = []
+    for name, T in (("a", []), ("b", ["--T", 40]), ("c", ["--T", 41])):
+        path = tmp_path / f"{name}.safetensors"
+        dpm("sample", "swiss_roll", "--setting", "ours", "-n", 4, "--out", path, *T)
+        drawn.append(read_tensors(path)[0]["x"])
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize(
+    ("trouble", "status", "said"),
+    [(torch.OutOfMemoryError, 2, "smaller --at-once"), (BrokenPipeError, 1, ""), (KeyboardInterrupt, 130, "stopped")],
+)
+def test_trouble_is_one_line_at_most(dpm, monkeypatch, trouble, status, said):
+    monkeypatch.setattr(command, "choose", lambda *_: (_ for _ in ()).throw(trouble()))
+    monkeypatch.setattr(os, "dup2", lambda *_: None)
+    found, out, err = dpm("evaluate", "heartbeat")
+    assert found == status and out == "" and said in err and err.count("\n") == bool(said)
 
 
 def blocked(tmp_path):
@@ -329,7 +368,7 @@ def bomb(tmp_path):
 MISTAKES = {
     "unknown experiment": (lambda tmp: ["evaluate", "swissroll"], "no experiment named 'swissroll'"),
     "unknown setting": (lambda tmp: ["train", "heartbeat", "--setting", "best"], "no setting 'best'"),
-    "missing checkpoint": (lambda tmp: ["evaluate", "heartbeat", "--checkpoint", tmp / "no"], "no checkpoint at"),
+    "missing checkpoint": (lambda tmp: ["evaluate", "heartbeat", "--checkpoint", tmp / "no"], "no weights at"),
     "truncated checkpoint": (
         lambda tmp: ["sample", "swiss_roll", "--checkpoint", torn(tmp)],
         "not a whole safetensors",
@@ -351,7 +390,7 @@ MISTAKES = {
     "unwritable picture": (lambda tmp: ["sample", "swiss_roll", "--out", blocked(tmp) / "x.png"], "cannot write"),
     "nothing to resume": (lambda tmp: ["train", "swiss_roll", "--resume", "--out", tmp / "x"], "no checkpoint at"),
     "two beginnings": (lambda tmp: ["train", "swiss_roll", "--resume", "--from", tmp / "x"], "not allowed with"),
-    "nothing to start from": (lambda tmp: ["train", "swiss_roll", "--from", tmp / "x"], "no checkpoint at"),
+    "nothing to start from": (lambda tmp: ["train", "swiss_roll", "--from", tmp / "x"], "no weights at"),
     "another's start": (
         lambda tmp: ["train", "swiss_roll", "--from", weights_path("swiss_roll", "ours"), "--out", tmp / "x"],
         "another experiment or setting",
@@ -370,7 +409,13 @@ MISTAKES = {
     "a one in every bin": (lambda tmp: ["optimum", "heartbeat", "--period", 1], "--period 1"),
     "a period of a roll": (lambda tmp: ["optimum", "swiss_roll", "--period", 3], "not swiss_roll"),
     "no optimum": (lambda tmp: ["optimum", "digits"], "known for swiss_roll, heartbeat"),
-    "no weights": (lambda tmp: ["evaluate", "digits", "--checkpoint", tmp / "none"], "no checkpoint"),
+    "no weights": (lambda tmp: ["evaluate", "digits", "--checkpoint", tmp / "none"], "no weights at"),
+    "weights not shipped": (lambda tmp: ["sample", "bark"], "only of cpu"),
+    "picture of no kind": (lambda tmp: ["sample", "heartbeat", "--out", tmp / "x.jpg"], "neither a .png"),
+    "no steps to draw by": (
+        lambda tmp: ["sample", "swiss_roll", "--setting", "ours", "--T", 0, "--out", tmp / "x" / "y.png"],
+        "--T 0",
+    ),
     "no noise": (lambda tmp: ["denoise", "digits", "--variance", "-1"], "above 0"),
     "endless noise": (lambda tmp: ["denoise", "digits", "--variance", "inf"], "at most a million"),
     "no grey pictures": (lambda tmp: ["baselines", "cifar10"], "no grey pictures"),

@@ -413,8 +413,8 @@ def test_power_law_is_the_density_it_names(power):
 
 
 def test_radii_of_leaves_centred_in_the_window_have_density_r_to_the_minus_3():
-    """The dead leaves of Table 2."""
-    """Of all that can touch, those centred inside are the plane's own: P(R < r) = (a⁻² − r⁻²)/(a⁻² − b⁻²)."""
+    """The dead leaves of Table 2. Of all that can touch, those centred inside are the plane's own, of
+    P(R < r) = (a⁻² − r⁻²)/(a⁻² − b⁻²)."""
     size, a, b = 6, 1.0, 16.0
     r, y, x = falling_disks((100_000,), size, a, b, Generator().manual_seed(0))
     inside = (y > 0) & (y < size) & (x > 0) & (x < size)

@@ -125,7 +125,7 @@ def test_load_returns_the_weights_of_a_file_frozen(tmp_path):
 
 
 def test_load_refuses_what_is_missing_broken_or_another_model(tmp_path):
-    with pytest.raises(UserError, match=r"no checkpoint at .*nothing"):
+    with pytest.raises(UserError, match=r"no weights at .*nothing"):
         load("swiss_roll", "paper", tmp_path / "nothing")
     (tmp_path / "broken").write_bytes(b"\x08\x00")
     with pytest.raises(UserError, match="not a whole safetensors file"):

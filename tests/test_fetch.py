@@ -180,7 +180,11 @@ def test_dpm_data_unset_empty_or_no_folder(tmp_path, monkeypatch):
     (tmp_path / "x").write_text("")
     assert local("x") == tmp_path / "x"
     monkeypatch.setenv("DPM_DATA", str(tmp_path / "none"))
-    with pytest.raises(UserError, match=r"^DPM_DATA names [^\n]*none, which is no folder; [^\n]*$"):
+    with pytest.raises(UserError, match=r"^DPM_DATA names [^\n]*none, which is no folder to read from; [^\n]*$"):
+        local("x")
+    monkeypatch.setenv("DPM_DATA", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UserError, match="no folder to read from"):
         local("x")
 
 

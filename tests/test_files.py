@@ -52,14 +52,30 @@ def test_a_place_that_takes_no_file_is_one_clear_line(tmp_path, monkeypatch, att
     (tmp_path / "file").write_text("")
     monkeypatch.chdir(tmp_path)
     for path in ("file/x.json", "file/deeper/x.json", ".", "/proc/x.json", "/proc/x/x.json"):
-        with pytest.raises(UserError, match=r"^cannot write [^\n]*; .*--out$"):
+        with pytest.raises(UserError, match=r"^cannot write [^\n]*; .* choose another place$"):
             attempt(Path(path))
     assert os.listdir(tmp_path) == ["file"]
 
 
 def test_a_place_that_takes_a_file_is_left_as_it_was(tmp_path):
     refuse_unwritable(tmp_path / "deep" / "x.json")
-    assert os.listdir(tmp_path / "deep") == []
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("attempt", [lambda path: write(path, b"new"), refuse_unwritable])
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path, attempt):
+    """A rename would put a file where a device is; a pipe stands for it, which takes no root to make."""
+    os.mkfifo(tmp_path / "x")
+    with pytest.raises(UserError, match="a folder or a device has this name"):
+        attempt(tmp_path / "x")
+    assert (tmp_path / "x").is_fifo() and os.listdir(tmp_path) == ["x"]
+
+
+def test_a_link_goes_on_linking(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "deep" / "x")
+    write(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "deep" / "x").read_bytes() == b"new"
 
 
 @pytest.mark.parametrize(
@@ -85,8 +101,9 @@ def test_a_pickle_is_never_unpickled(tmp_path):
         read_tensors(path)
 
 
-def test_a_header_that_others_wrote_is_refused(tmp_path):
-    save_file({"a": torch.zeros(2)}, tmp_path / "x", metadata={"about": "a cat"})
+@pytest.mark.parametrize("header", ["a cat", "[]"])
+def test_a_header_that_others_wrote_is_refused(tmp_path, header):
+    save_file({"a": torch.zeros(2)}, tmp_path / "x", metadata={"about": header})
     with pytest.raises(UserError, match="not a whole safetensors file"):
         read_tensors(tmp_path / "x")
 
@@ -94,7 +111,7 @@ def test_a_header_that_others_wrote_is_refused(tmp_path):
 def test_missing_and_folder(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "none", tmp_path / "none" / "deeper", tmp_path / "file" / "below"):
-        with pytest.raises(UserError, match="no checkpoint at"):
+        with pytest.raises(UserError, match="no weights at"):
             read_tensors(path)
     with pytest.raises(UserError, match="is a folder"):
         read_tensors(tmp_path)

@@ -204,8 +204,9 @@ def test_pace_counts_samples_and_products(small, monkeypatch):
     x0 = experiment.draw(1, Generator().manual_seed(0))
     adds, _ = cost(model.p, model.q(), x0, torch.tensor([2]))
     monkeypatch.setattr(results, "peak", lambda device, precision: 6.0 * adds)
-    found = results.pace(model, x0, samples=30, seconds=30.0, precision=torch.float32)
-    assert found == pytest.approx({"samples_per_second": 1.0, "fraction_of_peak": 0.5})
+    for processes, fraction in ((1, 0.5), (2, 0.25)):
+        found = results.pace(model, x0, 30, 30.0, torch.float32, processes)
+        assert found == pytest.approx({"samples_per_second": 1.0, "fraction_of_peak": fraction})
 
 
 def test_rivals_are_measured_on_all_that_is_held_out(monkeypatch):

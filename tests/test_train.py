@@ -20,7 +20,7 @@ from dpm.forward import Binomial, Gaussian
 from dpm.networks import GaussianDenoiser, ImageDenoiser, StepMLP, channels_last, u_net
 from dpm.reverse import BinomialStep, Denoise, Diffusion
 from dpm.schedules import Fixed, Learned, erase_evenly, geometric
-from dpm.train import Run, choose_device, choose_precision, train
+from dpm.train import Run, choose_device, choose_precision, join, place, train
 
 CPU = torch.device("cpu")
 ABOUT = {"experiment": "swiss_roll", "setting": "tiny", "steps": "120"}
@@ -49,9 +49,15 @@ def go(run, steps=120, **options):
     return list(train(run, swiss_roll, batch=20, steps=steps, rate=1e-2, **options))
 
 
+def held(path):
+    """All that a checkpoint holds, but for the time that it took: names and bytes of tensors, and the header."""
+    tensors, about = read_tensors(path)
+    return {name: value.numpy().tobytes() for name, value in tensors.items()}, about | {"seconds": None}
+
+
 def contents(run, path):
     run.save(path)
-    return path.read_bytes()
+    return held(path)
 
 
 def test_training_climbs_and_records_every_fifty_steps():
@@ -82,14 +88,14 @@ def pictures(n, generator):
     ],
 )
 def test_resuming_continues_bit_for_bit(tmp_path, begin, draw, precision):
-    """Weights, averages, optimiser and generator: two checkpoint files are the same bytes."""
+    """Weights, averages, optimiser and generator: two checkpoints hold the same bytes."""
     whole, half, rest = begin(), begin(), begin(seed=5)
     options = {"batch": 20, "steps": 120, "rate": 1e-2, "precision": precision}
     list(train(whole, draw, **options))
     next(train(half, draw, **options))
     half.save(tmp_path / "half")
     rest.resume(tmp_path / "half")
-    assert rest.step == 50 and contents(rest, tmp_path / "rest") == (tmp_path / "half").read_bytes()
+    assert rest.step == 50 and contents(rest, tmp_path / "rest") == held(tmp_path / "half")
     list(train(rest, draw, **options))
     assert contents(rest, tmp_path / "rest") == contents(whole, tmp_path / "whole")
 
@@ -235,7 +241,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     _, about = read_tensors(killed)
     assert seen[-1] <= int(about["step"]) < 500  # no more is lost than what came after the last checkpoint
     assert start(killed).wait() == 0
-    assert killed.read_bytes() == undisturbed.read_bytes()
+    assert held(killed) == held(undisturbed)
 
 
 TOGETHER = """
@@ -279,6 +285,21 @@ def test_two_processes_walk_the_path_of_one(tmp_path):
     for name in weights:
         torch.testing.assert_close(together[name], alone[0][name], rtol=1e-5, atol=1e-5)
     assert torch.equal(together["generator"], alone[0]["generator"])
+
+
+def test_what_no_process_can_write_is_one_line_of_one(tmp_path):
+    (tmp_path / "run").write_text("")
+    result = train_together(tmp_path, 2, batch=40)
+    assert result.returncode != 0 and result.stdout == ""
+    [line] = [line for line in result.stderr.splitlines() if line.startswith("dpm: ")]
+    assert "cannot write" in line and "[rank" not in result.stderr
+
+
+def test_a_number_of_processes_without_a_rank_is_not_ours(monkeypatch):
+    """As a cluster's batch system sets it."""
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    join(CPU)
+    assert place() == (0, 1)
 
 
 def test_a_batch_that_does_not_split_is_refused_in_one_line_before_anything_is_written(tmp_path):
@@ -326,13 +347,16 @@ def test_pictures_and_kernels_lie_with_channels_last():
 
 
 def test_the_device_is_chosen_in_one_place(monkeypatch):
+    taken = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == choose_device("cpu") == CPU
     with pytest.raises(UserError, match="no CUDA device"):
         choose_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     assert choose_device("auto") == torch.device("cuda", 0) and choose_device("cpu") == CPU
+    assert taken == [torch.device("cuda", 0)]
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(UserError, match="3 processes for 2 GPUs"):
         choose_device("auto")
