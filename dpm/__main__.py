@@ -94,7 +94,7 @@ def train_experiment(args: argparse.Namespace) -> None:
         )
     if args.resume:
         begun = run.resume(checkpoint)
-        about["command"] = f"{begun['command']}; {command_line()}"
+        about["command"] = f"{begun.get('command', 'a script')}; {command_line()}"
         if run.step > steps:
             raise UserError(f"{checkpoint} is at step {run.step} already; give --steps {run.step} or more")
     elif there:

@@ -89,6 +89,10 @@ class Run:
         if tensors["generator"].shape != self.generator.get_state().shape:
             raise UserError(f"{path} was begun on another kind of device; resume it there, or choose with --device")
         self.generator.set_state(tensors["generator"])
+        if "seconds" not in about:
+            raise UserError(
+                f"{path} was written by an older dpm, which kept no time; begin anew, or --from its weights"
+            )
         self.step, self.seconds = int(about["step"]), float(about["seconds"])
         return about
 

@@ -15,7 +15,7 @@ from dpm import train as training
 from dpm.bound import in_bits
 from dpm.datasets import heartbeat, swiss_roll
 from dpm.experiments import EXPERIMENTS, build
-from dpm.files import UserError, read_tensors
+from dpm.files import UserError, read_tensors, write_tensors
 from dpm.forward import Binomial, Gaussian
 from dpm.networks import GaussianDenoiser, ImageDenoiser, StepMLP, channels_last, u_net
 from dpm.reverse import BinomialStep, Denoise, Diffusion
@@ -95,9 +95,19 @@ def test_resuming_continues_bit_for_bit(tmp_path, begin, draw, precision):
     next(train(half, draw, **options))
     half.save(tmp_path / "half")
     rest.resume(tmp_path / "half")
+    assert rest.seconds == half.seconds > 0
     assert rest.step == 50 and contents(rest, tmp_path / "rest") == held(tmp_path / "half")
     list(train(rest, draw, **options))
     assert contents(rest, tmp_path / "rest") == contents(whole, tmp_path / "whole")
+
+
+def test_a_checkpoint_without_its_time_is_refused(tmp_path):
+    run, path = tiny_run(), tmp_path / "x"
+    run.save(path)
+    tensors, about = read_tensors(path)
+    write_tensors(path, tensors, {key: value for key, value in about.items() if key != "seconds"})
+    with pytest.raises(UserError, match="older dpm"):
+        tiny_run().resume(path)
 
 
 @pytest.mark.parametrize(("begin", "draw"), [(tiny_run, swiss_roll), (tiny_picture_run, pictures)])
