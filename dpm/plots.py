@@ -420,7 +420,9 @@ def unrolled(
     for (name, share), colour, filled in zip(shares.items(), (BLUE, ORANGE), (True, False), strict=True):
         edges = np.linspace(0, 1, len(share) + 1)
         right.stairs(share / largest, edges, color=colour, fill=filled, alpha=0.4 if filled else 1, lw=1.5, label=name)
-    right.set(title="share, unrolled", xlabel="place along the curve", yticks=(0, 1), ylim=(0, 2), box_aspect=1)
+    right.set(
+        title="share, largest exact one 1", xlabel="place along the curve", yticks=(0, 1), ylim=(0, 2), box_aspect=1
+    )
     right.legend(loc="upper right")
     return figure
 
