@@ -1,5 +1,6 @@
 """The Parzen estimate, the Gaussian of full covariance and the MCGSM, each against another route to its number."""
 
+import inspect
 import math
 
 import numpy as np
@@ -285,3 +286,10 @@ def test_paint_continues_a_gaussian_field():
     assert not painted[:, :, :3].any() and not painted[..., :3].any() and not painted[..., -3:].any()
     assert not images.any()
     assert bool(painted[:, :, 3:, 3:-3].all())
+
+
+def test_mcgsm_is_as_large_and_as_long_fitted_as_reported():
+    size = {name: one.default for name, one in inspect.signature(MCGSM).parameters.items()}
+    assert (size["components"], size["scales"], size["features"]) == (12, 4, 32)
+    fit = inspect.signature(fit_mcgsm).parameters
+    assert (fit["steps"].default, fit["batch"].default) == (3000, 2000)

@@ -442,3 +442,50 @@ def test_a_mistake_is_one_clear_line_and_status_2(mistake, dpm, tmp_path, monkey
     assert status == 2 and out == ""
     assert expected in err and err.startswith("dpm: ") and err.count("\n") == 1
     assert not list(tmp_path.rglob("*.part")) and not (tmp_path / "x").exists()
+
+
+def test_defaults_of_the_command_line():
+    words = lambda *w: vars(command.parser().parse_args([*w]))  # noqa: E731
+    assert words("evaluate", "x")["setting"] == words("train", "x")["setting"] == "paper"
+    assert words("sample", "x")["n"] == words("denoise", "x")["n"] == 16 and words("baselines", "x")["n"] == 10_000
+    assert words("denoise", "x")["r"] == "constant" and words("denoise", "x")["variance"] == 1
+    assert words("inpaint", "x")["hole"] == 4 and words("sample", "x")["seed"] == 0
+
+
+def test_the_hole_is_a_square_of_noise_in_the_middle(dpm, digits, tmp_path):
+    assert dpm("inpaint", *digits, "-n", 2, "--out", tmp_path / "r.safetensors")[0] == 0
+    x, missing = read_tensors(tmp_path / "r.safetensors")[0], torch.zeros(8, 8).bool()
+    missing[2:6, 2:6] = True
+    assert torch.equal((x["seen"] != x["x0"]).all(0)[0], missing) and 0.5 < float(x["seen"][..., missing].std()) < 1.5
+    assert dpm("inpaint", *digits, "--hole", 8)[0] == 2  # as large as the picture
+
+
+def test_whole_pictures_are_restored_where_there_are_some(dpm, digits, monkeypatch):
+    whole = replace(EXPERIMENTS["digits"], whole=lambda generator: torch.zeros(1, 1, 12, 12))
+    monkeypatch.setitem(EXPERIMENTS, "digits", whole)
+    assert json.loads(dpm("denoise", *digits, "-n", 2)[1])["n"] == 1
+
+
+def test_the_rival_of_a_schedule_is_the_best_geometric_one(dpm, monkeypatch):
+    """With log of the last noise level in the place of K*: that of the rates given, less that of the end at 0.95."""
+    rates = torch.tensor([0, 1e-4, 0.1, 0.2], dtype=torch.float64)
+    monkeypatch.setattr(command, "best_schedule", lambda *_: rates)
+    monkeypatch.setattr(command, "best_K", lambda p, q, *_: q.noise_level[-1].log() * math.log(2) * torch.ones(2))
+    found = json.loads(dpm("schedule", "swiss_roll", "--T", 3, "--json")[1])["over_best_geometric_bits"]
+    assert found == pytest.approx(math.log(1 - (1 - 1e-4) * 0.9 * 0.8) - math.log(0.95))
+
+
+def test_progress_on_pictures_is_in_bits_a_pixel(dpm, tmp_path, monkeypatch):
+    def one(*_):
+        yield Record(1, -64 * math.log(2))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "train", one)
+    status, _, err = dpm("train", "digits", "--setting", "ours", "--device", "cpu", "--out", tmp_path / "x")
+    assert status == 130 and "K -1.000 bits/pixel" in err
+
+
+def test_evaluate_hands_on_its_seed(dpm, monkeypatch):
+    monkeypatch.setattr(command, "load", lambda *_: None)
+    monkeypatch.setattr(command, "report", lambda experiment, model, seed=0: {"seed": seed})
+    assert json.loads(dpm("evaluate", "heartbeat", "--seed", 7, "--device", "cpu", "--json")[1])["seed"] == 7

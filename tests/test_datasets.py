@@ -524,3 +524,10 @@ def test_patches_of_colour_images_tile_them():
     images = torch.arange(2 * 3 * 5 * 7).view(2, 3, 5, 7)
     expected = [images[n, :, i : i + 2, j : j + 2] for n in (0, 1) for i in (0, 2) for j in (0, 2, 4)]
     assert torch.equal(patches(images, 2), torch.stack(expected))
+
+
+def test_squares_of_all_photographs(monkeypatch):
+    photographs = torch.arange(12).to(torch.uint8)[:, None, None, None].expand(12, 1, 5, 4)
+    monkeypatch.setattr(datasets, "bark_photographs", lambda device: (photographs, photographs))
+    monkeypatch.setattr(datasets, "bark", lambda device: datasets.Images(photographs, photographs, 0.0, 1.0))
+    assert datasets.bark_squares(Generator(), 3).shape == (12, 1, 3, 3)

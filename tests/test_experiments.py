@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Generator
 
+from dpm import datasets
 from dpm.bound import in_bits, log_null, mean_and_error
 from dpm.experiments import (
     BETA_1,
@@ -88,7 +89,7 @@ def test_every_setting_builds_the_chain_of_its_experiment(name, setting):
     if (name, setting) == ("mnist", "cpu"):  # half of its steps lie where a denoiser of its own answers
         assert int((q.noise_level > build(chosen).p.denoiser.at).sum()) in (q.T // 2 - 1, q.T // 2)
         chain = Gaussian(geometric(q.T, 1e-7, 0.73, 0.999))
-    assert torch.allclose(q.beta, chain.beta, rtol=1e-12, atol=0) and float(q.beta[1]) == float(chain.beta[1])
+    assert torch.allclose(q.beta, chain.beta, rtol=1e-12, atol=0) and float(q.beta[1].detach()) == float(chain.beta[1])
     assert chosen.batch % (q.T - 1) == 0 or chosen.batch < q.T - 1
     x0 = torch.ones(2, *experiment.shape, dtype=torch.float64)
     t = torch.tensor([2, q.T])
@@ -145,3 +146,43 @@ def test_recorded_schedule_beats_the_geometric_ones():
     record = json.loads(schedule_path("swiss_roll").read_text())
     assert record["over_best_geometric_bits"] > 5 * record["over_best_geometric_stderr_bits"]
     assert len(record["beta"]) == record["T"] + 1 == 41 and record["beta"][1] == pytest.approx(BETA_1, rel=1e-9)
+
+
+def test_a_readout_of_the_paper_has_ten_bumps():
+    for name in ("digits", "mnist", "bark", "dead_leaves"):
+        assert build(EXPERIMENTS[name].settings["paper"]).p.network.readout.weight.shape[0] == 10
+
+
+def test_own_weights_of_the_heartbeat_learn_on_a_fiftieth_of_the_scale():
+    assert build(EXPERIMENTS["heartbeat"].settings["paper"]).p.network.readout.scale == 0.02
+
+
+def test_the_paper_s_numbers_are_those_of_tables_1_and_2():
+    paper = {name: (one.paper.get("K"), one.paper.get("K_minus_L_null")) for name, one in EXPERIMENTS.items()}
+    assert paper["swiss_roll"] == (2.35, 6.45) and paper["heartbeat"] == (-2.414, 12.024)
+    assert paper["bark"] == (-0.55, 1.5) and paper["dead_leaves"] == (1.489, 3.536) and paper["cifar10"] == (5.4, 11.5)
+    assert EXPERIMENTS["mnist"].paper == {"parzen_bits": 317}
+
+
+def test_pictures_are_held_out():
+    x0 = EXPERIMENTS["digits"].held_out(Generator().manual_seed(0))
+    assert torch.equal(datasets.digits().levels(x0), datasets.digits().test.long())
+
+
+def test_whole_pictures_are_300_wide(monkeypatch):
+    monkeypatch.setattr(datasets, "bark_squares", lambda generator, size: size)
+    assert EXPERIMENTS["bark"].whole(None) == 300
+
+
+def test_the_pathways_of_the_paper():
+    scales = {
+        name: [len(layer.convolutions) for layer in EXPERIMENTS[name].settings["paper"].build().p.network.pathways[0]]
+        for name in ("bark", "dead_leaves")
+    }
+    assert scales == {"bark": [3] * 6, "dead_leaves": [4] * 6}
+
+
+def test_large_pictures_are_trained_in_bfloat16():
+    for name in ("mnist", "bark", "dead_leaves", "cifar10"):
+        assert {one.precision for one in EXPERIMENTS[name].settings.values()} == {torch.bfloat16}
+    assert {one.precision for one in EXPERIMENTS["digits"].settings.values()} == {torch.float32}

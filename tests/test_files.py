@@ -121,3 +121,13 @@ def test_missing_and_folder(tmp_path):
 def test_a_foreign_file_is_named(tmp_path, other):
     with pytest.raises(UserError, match="another experiment or setting"):
         load_into(torch.nn.Linear(2, 3), other.state_dict(), tmp_path / "x.safetensors")
+
+
+def test_two_writers_of_one_name_do_not_share_a_file(tmp_path, monkeypatch):
+    names = []
+    monkeypatch.setattr(os, "fsync", lambda _: names.append(os.listdir(tmp_path)[0]))
+    for pid in (1, 2):
+        monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
+        write(tmp_path / "x", b"x")
+        (tmp_path / "x").unlink()
+    assert len(set(names)) == 2

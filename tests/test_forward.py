@@ -505,3 +505,7 @@ def test_kl_of_bits_given_by_their_rates(p, q):
     for first in laws[0]:
         for second in laws[1]:
             assert float(kl_divergence(first, second)) == pytest.approx(exact_kl(p, q), rel=1e-6, abs=1e-15)
+
+
+def test_bits_of_the_default_prior_are_fair():
+    assert Binomial(erase_evenly(3)).rate == 0.5

@@ -807,3 +807,52 @@ def test_halved_adds_what_it_makes_of_the_means_of_four_pixels():
 def test_halved_refuses_a_size_that_does_not_halve():
     with pytest.raises(ValueError, match="6×5 do not pool to 2 scales"):
         Halved(3, 5, Blocks())(draws(1, 3, 6, 5), draws(1, LEVELS))
+
+
+def test_gaussian_denoiser_hears_a_quarter_of_the_log_snr():
+    q, p = Gaussian(geometric(6, 0.01, 0.95)), GaussianDenoiser(2, 8, 2, 3)
+    p.mlp = Listens(4)
+    p(q, torch.zeros(4, 2).double(), torch.full((4,), 3))
+    want = (q.alpha_bar[3] / q.noise_level[3]).log() / 4
+    assert torch.allclose(p.mlp.told[:, 2], want.float().expand(4), atol=1e-6)
+
+
+def test_binomial_denoiser_hears_a_quarter_of_the_evidence_and_the_signal():
+    q, p, xt = Binomial(erase_evenly(6), 0.2), BinomialDenoiser(2, 8, 2), torch.eye(2).double()
+    p.mlp = Listens(2)
+    t = torch.full((2,), 2)
+    p(q, xt, t)
+    want = torch.cat([q.evidence(xt, t) / 4, q.alpha_bar[2].expand(2, 1)], dim=1)
+    assert torch.allclose(p.mlp.told, want.float(), atol=1e-6)
+
+
+def test_image_denoiser_hears_levels_from_minus_8_to_16():
+    p = ImageDenoiser(1, 4, u_net((4,), (1,)), 0)
+    assert LEVELS == 16 and torch.allclose(p.centres, torch.linspace(-8, 16, 16))
+
+
+def test_waves_of_a_picture_fade_by_its_noise_level(monkeypatch):
+    q, p, heard = Gaussian(geometric(6, 0.01, 0.95)), ImageDenoiser(1, 4, u_net((4,), (1,)), 2), []
+    p.inward.register_forward_pre_hook(lambda _, x: heard.append(x[0]))
+    xt = torch.randn(2, 1, 4, 4, generator=Generator().manual_seed(0)).double()
+    p(q, xt, torch.tensor([1, 5]))
+    x, noise = xt.float(), q.noise_level[[1, 5]].float().view(2, 1, 1, 1)
+    waves = [
+        (-((2 * math.pi * 2**k) ** 2) * noise / 2).exp() * f(2 * math.pi * 2**k * x)
+        for k in (0, 1)
+        for f in (torch.sin, torch.cos)
+    ]
+    assert torch.allclose(heard[0], torch.cat([x, *waves], dim=1), atol=1e-4)
+
+
+def test_the_last_layer_of_the_image_denoiser_sees_silu():
+    q, p, seen = Gaussian(geometric(6, 0.01, 0.95)), ImageDenoiser(1, 4, u_net((4,), (1,)), 0), []
+    p.blocks.register_forward_hook(lambda _, x, h: seen.append(h))
+    p.outward.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    p(q, torch.randn(2, 1, 4, 4).double(), torch.tensor([2, 5]))
+    assert torch.allclose(seen[1], seen[0] * seen[0].sigmoid(), atol=1e-6)
+
+
+def test_other_units_of_a_copying_layer_start_four_times_as_large():
+    layer = copying_layer(50, 400, copies=20)
+    assert float(layer.weight[20:].detach().std()) == pytest.approx(4 * math.sqrt(2 / 450), rel=0.05)

@@ -404,3 +404,24 @@ def test_best_schedule_beats_every_geometric_one():
             K - best_K(best, Gaussian(geometric(8, 1e-3, last)), x0, Generator().manual_seed(1))
         )
         assert gain > 3 * error
+
+
+def test_groups_too_many_to_compare_are_not_compared(monkeypatch):
+    monkeypatch.setattr("dpm.optimum.interchangeable", lambda *_: pytest.fail("compared"))
+    assert exact_K(Optimum(heartbeat_sequences(200, 200)), Binomial(erase_evenly(3), 1 / 200)) is None
+
+
+def test_a_schedule_of_as_many_steps_as_places_takes_them_all():
+    p, generator = BlurredOptimum(roll_points(50), 4e-4), Generator().manual_seed(0)
+    beta = best_schedule(p, 6, 1e-3, swiss_roll(20, generator), generator, places=6)
+    level = Gaussian(beta).noise_level
+    assert torch.allclose(level[1:].logit(), torch.linspace(math.log(1e-3 / 0.999), 7, 6).double(), atol=1e-6)
+
+
+def test_weights_of_equal_points_add_up():
+    groups, sizes = torch.tensor([[0.0, 0, 1], [1, 1, 0]]).double(), torch.tensor([1, 1])
+    assert interchangeable(groups, sizes, torch.tensor([0.2, 0.4, 0.4]).double()) == [[0], [1]]
+
+
+def test_weights_lie_on_the_device_of_the_points():
+    assert Optimum(torch.zeros(3, 2, device="meta")).weights.device.type == "meta"

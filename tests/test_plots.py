@@ -303,3 +303,53 @@ def test_areas_of_split_costs_are_bits():
     assert [bar.get_width() * bar.get_height() for bar in below] == [4, 6]
     assert [bar.get_y() for bar in above] == [2, 2] and [bar.get_height() for bar in above] == [0.5, 1]
     assert axes.get_xlabel() and axes.get_ylabel() and axes.get_title() == "T = 3"
+
+
+def test_figure_1_shows_each_panel_its_own(points):
+    forward, reverse = ([k * points for k in range(s, s + 3)] for s in (1, 4))
+    drift = [torch.full((50, 2), float(k)) for k in (1, 2, 3)]
+    axes = np.reshape(plots.roll_figure(forward, reverse, points, drift).axes, (3, 3))
+    for column in range(3):
+        for row, x in ((0, forward[column]), (1, reverse[column])):
+            assert np.allclose(axes[row, column].lines[0].get_xydata(), x)
+        assert np.allclose(axes[2, column].collections[0].U, drift[column][:, 0])
+
+
+def test_a_one_is_dark_and_a_zero_light():
+    image = plots.bit_samples(torch.tensor([[0.0, 1.0]])).axes[0].images[0]
+    zero, one = (sum(image.cmap(image.norm(v))[:3]) for v in (0.0, 1.0))
+    assert zero > 2.9 and one < 0.1
+
+
+def test_of_many_samples_of_bits_a_hundred_are_shown():
+    (axes,) = plots.bit_samples(torch.zeros(150, 3)).axes
+    assert axes.images[0].get_array().shape == (100, 3) and axes.get_title().startswith("100 samples")
+
+
+def test_values_stand_at_the_ends_of_bars_with_two_digits():
+    (axes,) = plots.pairs({"one": (1.234, -2.0)}, ("paper", "ours"), "bits").axes
+    assert [text.get_text() for text in axes.texts] == ["1.23", "-2.00"]
+    assert axes.yaxis_inverted()
+
+
+def test_posteriors_mark_what_was_seen(points):
+    (axes,) = plots.posteriors(points, [points], ["a"], (0.5, -1.0)).axes
+    assert axes.lines[-1].get_xydata().tolist() == [[0.5, -1.0]]
+    (axes,) = plots.posteriors(points, [points], ["a"], (0.5, None)).axes
+    assert axes.lines[-1].get_xdata() == [0.5, 0.5] and axes.lines[-1].get_ydata() == [0, 1]
+
+
+def test_histograms_are_densities():
+    (axes,) = plots.histograms({"a": torch.randn(500, generator=Generator().manual_seed(0))}, "x", 0.0).axes
+    outline = axes.patches[0].get_xy()
+    assert float((np.diff(np.unique(outline[:, 0])) * outline[1::2, 1][:60]).sum()) == pytest.approx(1, abs=1e-6)
+
+
+def test_the_first_row_of_lost_bits_is_above():
+    row = {"edge": 0.2, "kernel_and_schedule": 0.1, "training": 0.4}
+    assert plots.lost({"one": row, "two": row}, "bits").axes[0].yaxis_inverted()
+
+
+def test_levels_are_drawn_from_t_1():
+    (figure,) = plots.rates([torch.tensor([0.1, 0.5, 0.9])], [torch.tensor([0.3, 0.2])], ["one"])
+    assert figure.axes[0].lines[0].get_xdata().tolist() == [1, 2, 3]

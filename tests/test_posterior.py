@@ -351,3 +351,27 @@ def test_per_sample_weights():
     ]
     assert torch.allclose(r.log_weight(law, law.mean), torch.cat(rows), atol=1e-12)
     assert torch.allclose(per_sample(Normal(r.y, r.variance).log_prob(law.mean)), r.log(law.mean), atol=1e-12)
+
+
+def test_power_of_a_power():
+    law = Normal(torch.zeros(3, 1).double(), torch.ones(3, 1).double())
+    half = torch.full((1, 1), 0.5).double()
+    twice = Smooth(lambda x: x.sum(1)).power(half).power(half)
+    assert torch.allclose(twice.times(law).mean, torch.full((3, 1), 0.25).double())
+    assert torch.allclose(
+        Smooth(lambda x: x.sum(1), 0.5).power(half).log(torch.ones(3, 1).double()), torch.full((3,), 0.25).double()
+    )
+
+
+def test_each_row_has_its_share():
+    r = Smooth(lambda x: x.sum(1)).power(torch.tensor([[0.0], [0.5], [1.0]]).double())
+    assert r.log(torch.ones(3, 1).double()).tolist() == [0, 0.5, 1]
+
+
+def test_resampling_never_passes_the_last_row(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *_, **o: torch.full((1,), 1 - 2.0**-24, dtype=torch.float32))
+    n = 1000
+    x = torch.arange(n, dtype=torch.float32)[:, None]
+    for seed in range(20):
+        again, _ = resample(x, 2 * torch.randn(n, generator=Generator().manual_seed(seed)), Generator())
+        assert again.shape == x.shape

@@ -13,11 +13,13 @@ from torch import Generator
 
 from dpm import datasets, results
 from dpm.bound import along_trajectory, evaluate, in_bits, mean_and_error, step_kl
+from dpm.datasets import heartbeat_sequences
 from dpm.entropy import log_density
 from dpm.experiments import EXPERIMENTS, build, heartbeat_chain, load
-from dpm.forward import everywhere
+from dpm.files import UserError
+from dpm.forward import Binomial, everywhere
 from dpm.networks import BinomialDenoiser, cost
-from dpm.optimum import exact_K
+from dpm.optimum import Optimum, exact_K
 from dpm.results import (
     error_of_draws,
     held_out,
@@ -30,7 +32,7 @@ from dpm.results import (
     rivals,
     two_rounds,
 )
-from dpm.reverse import Denoise, Diffusion
+from dpm.reverse import Denoise, Diffusion, edge
 from dpm.schedules import Fixed, erase_evenly
 
 
@@ -269,3 +271,39 @@ def test_parzen_row_takes_pictures_back_to_shades():
     sigma = max(np.logspace(-1, 0, 10), key=lambda sigma: score(validation, sigma).mean())
     assert row["parzen_sigma"] == pytest.approx(sigma)
     assert row["parzen_bits"] == pytest.approx(score(test, sigma).mean(), abs=1e-9)
+
+
+def test_pictures_say_their_label_shift_and_scale():
+    images = datasets.Images(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2), 120.0, 64.0, "JPEG")
+    assert results.as_pictures(images, 3.0) == {
+        "bits_per_dimension": 5.0,
+        "shift_levels": 120.0,
+        "scale_levels": 64.0,
+        "label": "JPEG",
+    }
+
+
+def test_parzen_takes_the_first_thousand(monkeypatch):
+    seen = []
+    monkeypatch.setattr(results, "parzen", lambda *x: seen.extend(map(len, x)) or (1.0, torch.zeros(2)))
+    levels = torch.zeros(1200, 1, 2, 2).to(torch.uint8)
+    results.parzen_row(datasets.Images(levels, levels, 0.0, 1.0), levels[:5].double(), levels)
+    assert seen == [5, 1000, 1200]
+
+
+def test_too_few_digits_are_refused():
+    for n in (7, 1101):
+        with pytest.raises(UserError, match="-n"):
+            results.parzen_table(datasets.digits(), None, None, None, n, Generator())
+
+
+def test_the_edge_is_lost_for_data_that_pi_does_not_know_too():
+    q, points = Binomial(erase_evenly(4), 0.1), heartbeat_sequences(4, 4)
+    states = torch.cartesian_prod(*[torch.tensor([0.0, 1.0]).double()] * 4)
+    log_step = q.step(points, everywhere(1, points)).log_prob(states[:, None]).sum(-1).T  # [x0, x1]
+    joint = log_step.exp() / 4
+    log_post = (joint / joint.sum(0)).log()
+    log_edge = torch.stack([edge(q, states).log_prob(x).sum(-1) for x in points])
+    want = float((joint * (log_post - log_edge)).sum())
+    lost = lost_at_the_edge(Optimum(points), q, points.repeat(20_000, 1), Generator().manual_seed(0))
+    assert float(lost.mean()) == pytest.approx(want, abs=0.02)

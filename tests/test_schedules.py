@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Generator
 
+from dpm.forward import Gaussian
 from dpm.schedules import Fixed, Learned, erase_evenly, from_alpha_bar, geometric, log_alpha_bar, shortest_paths
 
 
@@ -132,3 +133,7 @@ def test_shortest_paths_are_the_best_of_all_paths(steps):
         assert float(cost[end]) == pytest.approx(min(costs), abs=1e-14)
         assert tuple(path[end].tolist()) == ways[costs.index(min(costs))]
     assert cost[:steps].isinf().all()
+
+
+def test_a_level_between_ends_halfway_of_an_even_T():
+    assert float(Gaussian(geometric(4, 0.1, 0.5, 0.9)).noise_level[3]) == pytest.approx(0.5)

@@ -378,3 +378,44 @@ def test_the_heartbeat_climbs_from_the_null_model():
     records = list(train(run, heartbeat, batch=300, steps=400, rate=5e-3))
     K = [float(in_bits(torch.tensor(record.K))) for record in records]
     assert K[0] > -16 and K[-1] > -6
+
+
+def test_the_rate_warms_up_and_falls_by_half_a_cosine(monkeypatch):
+    run, rates = tiny_run(), []
+    step = run.optimiser.step
+    monkeypatch.setattr(run.optimiser, "step", lambda: rates.append(run.optimiser.param_groups[0]["lr"]) or step())
+    list(train(run, swiss_roll, batch=5, steps=200, rate=1e-2))
+    want = [1e-2 * min(1, (k + 1) / 100) * (1 + math.cos(math.pi * k / 200)) / 2 for k in range(200)]
+    assert rates == pytest.approx(want)
+
+
+def test_adam_is_told_these_betas():
+    assert tiny_run().optimiser.param_groups[0]["betas"] == (0.9, 0.99)
+
+
+def test_a_run_of_another_setting_is_refused(tmp_path):
+    run = tiny_run()
+    run.about = {"setting": "paper"}
+    run.save(tmp_path / "c")
+    run.about = {"setting": "ours"}
+    with pytest.raises(UserError, match="run of setting paper, not ours"):
+        run.resume(tmp_path / "c")
+
+
+def test_a_gpu_of_a_process_is_its_own_and_keeps_its_digits(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert choose_device("auto") == torch.device("cuda", 2) and chosen == [torch.device("cuda", 2)]
+    assert torch.backends.cudnn.allow_tf32 is False
+
+
+def test_a_record_is_the_mean_since_the_last_record(monkeypatch):
+    steps = []
+    monkeypatch.setattr(training, "backward", lambda *_: steps.append(0) or torch.tensor(-float(len(steps))))
+    records = list(train(tiny_run(), swiss_roll, batch=5, steps=110, rate=1e-2))
+    assert [record.K for record in records] == pytest.approx([25.5, 75.5, 105.5])
