@@ -158,14 +158,14 @@ def optimum(args: argparse.Namespace) -> None:
         p, q, draw = other_heartbeat(args, T)
     counted = exact_K(p, q) if isinstance(q, Binomial) else None
     generator = Generator().manual_seed(args.seed)
-    x0 = draw(min(40_000, max(1_000, 600_000 // T)), generator)  # about as much work for every T
-    if counted is not None:
-        K_best, error = float(in_bits(counted)), 0.0
-    else:
+    if counted is None:
+        x0 = draw(min(40_000, max(1_000, 600_000 // T)), generator)  # about as much work for every T
         K_best, error = mean_and_error(in_bits(best_K(p, q, x0, generator)))
+    else:
+        K_best, error = float(in_bits(counted)), 0.0
     if isinstance(q, Binomial):  # the sum over all sequences
         log_q, spread = float(in_bits(p.weights @ p.log_probability(p.points))), 0.0
-    else:
+    else:  # reals, of which nothing is counted
         log_q, spread = mean_and_error(in_bits(p.log_probability(x0)))
     show(
         {

@@ -159,6 +159,11 @@ def zeroed(layer: Layer) -> Layer:
     return layer
 
 
+def log_snr(signal: Tensor, noise: Tensor) -> Tensor:
+    """log ᾱ/(1−ᾱ) in float32, for networks to hear: kept finite where β_T = 1 leaves no signal."""
+    return (signal / noise).log().float().clamp(min=-99)
+
+
 class GaussianDenoiser(nn.Module):
     """Ours: (q, x^t, t) → mean and variance of x⁰ given x^t, each [B, D], from x^t and its signal level.
 
@@ -173,7 +178,7 @@ class GaussianDenoiser(nn.Module):
 
     def forward(self, q: Gaussian, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         signal, noise = at_time(q.alpha_bar, t, xt), at_time(q.noise_level, t, xt)
-        x, level = xt.float(), (signal / noise).log().float().clamp(min=-99) / 4  # −∞ where β_T = 1
+        x, level = xt.float(), log_snr(signal, noise) / 4
         waves = [wave(1.5 * 2**k * x) for k in range(self.octaves) for wave in (torch.sin, torch.cos)]
         shift, spread = self.mlp(torch.cat([x, level.expand(len(x), 1), *waves], dim=1)).to(xt.dtype).chunk(2, dim=1)
         return signal.sqrt() * xt + noise.sqrt() * shift, noise * spread.exp()
@@ -430,7 +435,7 @@ class ImageDenoiser(nn.Module):
 
     def forward(self, q: Gaussian, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         signal, noise = at_time(q.alpha_bar, t, xt), at_time(q.noise_level, t, xt)
-        level = (signal / noise).log().float().flatten().clamp(min=-99)  # −∞ where β_T = 1; any far level is one bump
+        level = log_snr(signal, noise).flatten()  # any far level is one bump
         heard = bumps(level, self.centres, self.centres[1] - self.centres[0])
         x = xt.float()
         seen = torch.cat([x, *faded_waves(x, noise.float(), self.octaves)], dim=1)

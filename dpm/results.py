@@ -231,7 +231,8 @@ def command_line() -> str:
 
 def provenance(seed: int, device: torch.device, processes: int = 1) -> dict:
     """What made a result: command, seed, devices, versions, git revision, date."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    cuda, threads = device.type == "cuda", torch.get_num_threads()
+    name = torch.cuda.get_device_name(device) if cuda else f"cpu, {threads} thread{'s' * (threads > 1)}"
     return {
         "command": command_line(),
         "seed": seed,
