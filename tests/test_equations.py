@@ -30,7 +30,7 @@ def test_the_page_is_the_one_that_the_sources_make():
     ("file", "reference", "kind"),
     [
         ("dpm/train.py", "equation (15)", "function"),
-        ("chapters/04_bound.ipynb", "tag{15}", "chapter"),
+        ("chapters/evidence_lower_bound.ipynb", "tag{15}", "chapter"),
         ("tests/test_train.py", "Equation (15)", "test"),
     ],
 )

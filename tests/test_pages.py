@@ -116,7 +116,7 @@ def test_a_moving_figure_moves(window, site, path):
 
 def test_dark_pages_are_dark_and_their_figures_are_not(window, site):
     """Figures keep a white face, so that black axes stay visible."""
-    window.goto(site + "chapters/08_entropy.html", wait_until="networkidle")
+    window.goto(site + "chapters/entropy_bounds.html", wait_until="networkidle")
     dark = window.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
     assert window.evaluate("document.documentElement.dataset.theme") == ("dark" if dark else "light")
     shades = window.evaluate("""() => {

@@ -130,8 +130,10 @@ def homes(root: Path) -> dict[str, set[str]]:
 
 
 def notebooks(root: Path) -> list[Path]:
-    """The chapters, in order."""
-    return sorted((root / "chapters").glob("*.ipynb"))
+    """The chapters, in the order of _toc.yml."""
+    order = re.findall(r"chapters/(\w+)$", (root / "_toc.yml").read_text("utf8"), flags=re.M)
+    paths = [root / "chapters" / f"{name}.ipynb" for name in order]
+    return [path for path in paths if path.exists()]
 
 
 def prose(path: Path) -> str:
@@ -212,8 +214,8 @@ def page(root: Path) -> str:
 
 
 def chapter(name: str, bold: bool) -> str:
-    """A link to a chapter by the name of its file, without the number: chapters move."""
-    link = f"{{doc}}`{re.sub('^[0-9]+_', '', name).replace('_', ' ')} <{name}>`"
+    """A link to a chapter by the name of its file, in words."""
+    link = f"{{doc}}`{name.replace('_', ' ')} <{name}>`"
     return f"**{link}**" if bold else link
 
 
