@@ -22,10 +22,13 @@ from torch import Generator, Tensor
 from torch.nn.functional import logsigmoid
 from tqdm import tqdm
 
-from dpm.bound import stratified_steps
-from dpm.experiments import EXPERIMENTS, RATE, Setting, build
-from dpm.reverse import Diffusion, trajectory
-from dpm.train import Objective, Run, train
+from dpm.bound import stratified_timesteps
+from dpm.experiments.base import TrainConfig
+from dpm.experiments.heartbeat import PRIOR_PROB
+from dpm.experiments.registry import EXPERIMENTS, build_model
+from dpm.reverse import DiffusionModel, sample_trajectory
+from dpm.training import Objective, TrainState, train
+
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # x⁰, t, noise → −K
 SAMPLES = 1000
@@ -54,8 +57,8 @@ def roll_guess(net, xt: Tensor, signal: Tensor, sigma: Tensor, level: Tensor) ->
     return signal * xt + sigma * shift, sigma**2 * spread.exp()
 
 
-def roll_loss(model: Diffusion) -> Loss:
-    net, table = model.p.denoiser.mlp, roll_table(model.schedule())
+def roll_loss(model: DiffusionModel) -> Loss:
+    net, table = model.p.predict_x0.mlp, roll_table(model.schedule())
 
     def loss(x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         signal, sigma, level, from_x0, from_xt, variance = table[t - 1].split(1, dim=1)
@@ -71,11 +74,11 @@ def roll_loss(model: Diffusion) -> Loss:
 
 
 @torch.no_grad()
-def roll_sample(model: Diffusion, generator: Generator) -> Iterator[Tensor]:
+def roll_sample(model: DiffusionModel, generator: Generator) -> Iterator[Tensor]:
     table = roll_table(model.schedule())
     x = torch.randn(SAMPLES, 2, generator=generator)
     for signal, sigma, level, from_x0, from_xt, variance in table[1:].flip(0):
-        mean, spread = roll_guess(model.p.denoiser.mlp, x, signal, sigma, level)
+        mean, spread = roll_guess(model.p.predict_x0.mlp, x, signal, sigma, level)
         noise = torch.randn(SAMPLES, 2, generator=generator)
         x = from_x0 * mean + from_xt * x + (variance + from_x0**2 * spread).sqrt() * noise
         yield x
@@ -85,7 +88,7 @@ def bits_table(beta: Tensor) -> Tensor:
     """The heartbeat's chain, a row a step, thirteen columns: q(x^t=1|x⁰=b) for b = 0, 1; the evidence of x^t = a,
     log q(a|1)/q(a|0), for a = 0, 1; q(x^{t−1}=s|x^t=a,x⁰=b) for sab = 000 … 111; ᾱ."""
     beta, before, noise, log_signal = rates(beta)
-    rate, bit = torch.tensor([1 - RATE, RATE], dtype=torch.float64), torch.eye(2, dtype=torch.float64)
+    rate, bit = torch.tensor([1 - PRIOR_PROB, PRIOR_PROB], dtype=torch.float64), torch.eye(2, dtype=torch.float64)
     step, earlier, marginal = ((1 - e)[:, None, None] * bit + e[:, None, None] * rate for e in (beta, before, noise))
     joint = torch.einsum("tbs,tsa->tsab", earlier, step)
     posterior = (joint / joint.sum(1, keepdim=True)).reshape(-1, 8)
@@ -100,13 +103,13 @@ def mix(zero: Tensor, one: Tensor, bit: Tensor) -> Tensor:
 def bits_guess(net, xt: Tensor, row: tuple[Tensor, ...]) -> Tensor:
     evidence = mix(row[2], row[3], xt)
     seen = torch.cat([evidence / 4, row[12].expand(len(xt), 1)], dim=1)
-    return torch.sigmoid(math.log(RATE / (1 - RATE)) + evidence + net(seen))
+    return torch.sigmoid(math.log(PRIOR_PROB / (1 - PRIOR_PROB)) + evidence + net(seen))
 
 
-def bits_loss(model: Diffusion) -> Loss:
+def bits_loss(model: DiffusionModel) -> Loss:
     table, p = bits_table(model.schedule.beta), model.p
     H = lambda r: -r * math.log(r) - (1 - r) * math.log(1 - r)  # noqa: E731
-    h0, h1 = (H(float(table[-1, b])) - H(float(table[0, b])) - H(RATE) for b in (0, 1))
+    h0, h1 = (H(float(table[-1, b])) - H(float(table[0, b])) - H(PRIOR_PROB) for b in (0, 1))
 
     def loss(x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         row = table[t - 1].split(1, dim=1)
@@ -116,7 +119,7 @@ def bits_loss(model: Diffusion) -> Loss:
             logits = p.network(xt, t)
             log_on, log_off = logsigmoid(logits), logsigmoid(-logits)
         else:
-            mean = bits_guess(p.denoiser.mlp, xt, row)
+            mean = bits_guess(p.predict_x0.mlp, xt, row)
             log_on, log_off = torch.lerp(on0, on1, mean).log(), torch.lerp(off0, off1, mean).log()
         on, off = torch.lerp(on0, on1, x0), torch.lerp(off0, off1, x0)
         kl = on * (on.log() - log_on) + off * (off.log() - log_off)
@@ -126,20 +129,20 @@ def bits_loss(model: Diffusion) -> Loss:
 
 
 @torch.no_grad()
-def bits_sample(model: Diffusion, generator: Generator) -> Iterator[Tensor]:
-    table, net = bits_table(model.schedule.beta), model.p.denoiser.mlp
+def bits_sample(model: DiffusionModel, generator: Generator) -> Iterator[Tensor]:
+    table, net = bits_table(model.schedule.beta), model.p.predict_x0.mlp
     draw = partial(torch.rand, SAMPLES, 20, generator=generator)
-    x = (draw() < RATE).float()
+    x = (draw() < PRIOR_PROB).float()
     for row in table[1:].flip(0):
         mean = bits_guess(net, x, row)
         x = (draw() < torch.lerp(mix(row[8], row[10], x), mix(row[9], row[11], x), mean)).float()
         yield x
 
 
-def bare_train(model: Diffusion, loss: Loss, setting: Setting, draw, noise_like) -> Iterator[None]:
+def bare_train(model: DiffusionModel, loss: Loss, setting: TrainConfig, draw, noise_like) -> Iterator[None]:
     """Yields after every block."""
     T, generator = len(model.schedule()) - 1, Generator().manual_seed(0)
-    optimiser = torch.optim.Adam(model.parameters(), lr=setting.rate / 100, betas=(0.9, 0.99), fused=True)
+    optimiser = torch.optim.Adam(model.parameters(), lr=setting.learning_rate / 100, betas=(0.9, 0.99), fused=True)
     while True:
         for _ in range(BLOCK):
             x0 = draw(setting.batch, generator).float()
@@ -150,20 +153,20 @@ def bare_train(model: Diffusion, loss: Loss, setting: Setting, draw, noise_like)
         yield
 
 
-def dpm_train(run: Run, setting: Setting, draw, folder: str) -> Iterator[None]:
+def dpm_train(run: TrainState, setting: TrainConfig, draw, folder: str) -> Iterator[None]:
     """The loop of `dpm train`: yields after every record."""
     with open(os.devnull, "w") as nowhere, tqdm(unit="step", file=nowhere) as bar:
-        for record in train(run, draw, setting.batch, 10**6, setting.rate, Path(folder) / "checkpoint"):
+        for record in train(run, draw, setting.batch, 10**6, setting.learning_rate, Path(folder) / "checkpoint"):
             bar.update(record.step - bar.n)
             bar.set_postfix_str(f"K {record.K:.3f}", refresh=False)
             yield
 
 
-def check_equal(model: Diffusion, loss: Loss, setting: Setting, draw) -> None:
+def check_equal(model: DiffusionModel, loss: Loss, setting: TrainConfig, draw) -> None:
     """Both sides find one loss for the same x⁰, t and noise."""
-    q, generator = model.q(), Generator().manual_seed(1)
+    q, generator = model.forward_process(), Generator().manual_seed(1)
     x0 = draw(setting.batch, generator).float()
-    t, noise = stratified_steps(setting.batch, q.T, generator), q.noise(x0, generator)
+    t, noise = stratified_timesteps(setting.batch, q.T, generator), q.sample_noise(x0, generator)
     torch.testing.assert_close(loss(x0, t, noise), Objective(model)(x0, t, noise), rtol=1e-4, atol=1e-4)
 
 
@@ -197,7 +200,7 @@ def main() -> None:
         ("heartbeat", "paper", bits_loss, None, torch.rand, 8),
     ):
         setting, draw = EXPERIMENTS[name].settings[key], EXPERIMENTS[name].draw
-        run = Run(build(setting), CPU, 0, {})
+        run = TrainState(build_model(setting), CPU, 0, {})
         with tempfile.TemporaryDirectory() as folder:
             ours = dpm_train(run, setting, draw, folder)
             next(ours)  # away from the start, where the network's answer is known
@@ -210,7 +213,9 @@ def main() -> None:
             model.requires_grad_(False)
             like = draw(1, Generator().manual_seed(0)).float().expand(SAMPLES, -1)
             bare = endless(partial(sampler, model, Generator().manual_seed(0)))
-            ours = endless(partial(trajectory, model.p, model.q(), like, Generator().manual_seed(0)))
+            ours = endless(
+                partial(sample_trajectory, model.p, model.forward_process(), like, Generator().manual_seed(0))
+            )
             compare(f"{name} {key}, sampling", bare, ours, BLOCK, 2 * turns)
 
 

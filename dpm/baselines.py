@@ -1,4 +1,4 @@
-"""What Tables 1 and 2 are held against: the Parzen estimate, a Gaussian of full covariance, the MCGSM. All in nats."""
+"""What Tables 1 and 2 compare with: the Parzen estimate, a full Gaussian, the MCGSM. All in nats."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.distributions import MultivariateNormal
 
-WIDTHS = torch.logspace(-1, 0, 10, dtype=torch.float64)  #: the widths σ that Table 2's estimate chooses from
+BANDWIDTHS = torch.logspace(-1, 0, 10, dtype=torch.float64)  #: the widths σ that Table 2's estimate chooses from
 
 
 def log_parzen(x: Tensor, samples: Tensor, sigma: Tensor, chunk: int = 250) -> Tensor:
@@ -29,17 +29,20 @@ def parzen(samples: Tensor, validation: Tensor, test: Tensor) -> tuple[float, Te
 
     As published: images in [0, 1], 10 000 samples [n, D], the first 1000 validation images, the whole test set.
     """
-    sigma = WIDTHS[int(log_parzen(validation, samples, WIDTHS).mean(1).argmax())]
+    sigma = BANDWIDTHS[int(log_parzen(validation, samples, BANDWIDTHS).mean(1).argmax())]
     return float(sigma), log_parzen(test, samples, sigma[None])[0]
 
 
-def full_gaussian(x: Tensor) -> MultivariateNormal:
+def fit_full_gaussian(x: Tensor) -> MultivariateNormal:
     """The Gaussian of full covariance that gives x [n, …] the highest likelihood; over x.flatten(1)."""
     x = x.flatten(1)
     return MultivariateNormal(x.mean(0), x.T.cov(correction=0))
 
 
-def causal_windows(images: Tensor, above: int = 3, width: int = 7) -> Tensor:
+ROWS_ABOVE, COLUMNS_BESIDE = 3, 3  # the causal neighbourhood of a pixel
+
+
+def causal_windows(images: Tensor, above: int = ROWS_ABOVE, width: int = 2 * COLUMNS_BESIDE + 1) -> Tensor:
     """The pixels before each pixel in reading order, then the pixel: [n, 1, H, W] → [n, pixels, D+1].
 
     D = above·width + width//2: `above` rows of `width`, centred over the pixel, and width//2 pixels to its left. Only
@@ -98,41 +101,43 @@ class MCGSM(nn.Module):
     def draw(self, windows: Tensor, generator: Generator) -> Tensor:
         """Pixels drawn given the pixels before, the windows' own pixel ignored: [n, D+1] → [n]."""
         h, _ = self.whitened(windows)
-        one = torch.multinomial(self.gate(h).flatten(1).softmax(1), 1, generator=generator)[:, 0]
-        c = one // self.alpha.shape[1]
+        component = torch.multinomial(self.gate(h).flatten(1).softmax(1), 1, generator=generator)[:, 0]
+        c = component // self.alpha.shape[1]
         noise = torch.randn(len(h), generator=generator, dtype=h.dtype, device=h.device)
-        x = (h * self.a[c]).sum(1) + (-self.alpha.flatten()[one] / 2).exp() * noise
+        x = (h * self.a[c]).sum(1) + (-self.alpha.flatten()[component] / 2).exp() * noise
         return self.mean[-1] + h[:, :-1] @ self.root[-1, :-1] + self.root[-1, -1] * x
 
 
-def fit_mcgsm(model: MCGSM, windows: Tensor, generator: Generator, steps: int = 3000, batch: int = 2000) -> MCGSM:
-    """The model after Adam steps up the likelihood of windows [n, D+1], at a rate that falls linearly to zero."""
+def fit_mcgsm(model: MCGSM, windows: Tensor, generator: Generator, n_steps: int = 3000, batch: int = 2000) -> MCGSM:
+    """Fit by maximum likelihood to windows [n, D+1]: Adam, with a learning rate that falls linearly to zero."""
     adam = torch.optim.Adam(model.parameters(), lr=0.03)
-    rate = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, steps)
-    for _ in range(steps):
+    scheduler = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, n_steps)
+    for _ in range(n_steps):
         index = torch.randint(len(windows), (batch,), generator=generator, device=windows.device)
         adam.zero_grad()
         (-model(windows[index]).mean()).backward()
         adam.step()
-        rate.step()
+        scheduler.step()
     return model
 
 
 @torch.no_grad()
-def log_pixels(model: MCGSM, images: Tensor) -> Tensor:
-    """log p(pixel | pixels before), the mean over an image's whole windows: [n, 1, H, W] → [n] nats a pixel."""
-    return torch.stack([model(causal_windows(one[None])[0]).mean() for one in images])
+def mcgsm_log_prob(model: MCGSM, images: Tensor) -> Tensor:
+    """log p(pixel | causal neighbours), mean over a picture's complete windows: [n, 1, H, W] → [n] nats per pixel."""
+    return torch.stack([model(causal_windows(image[None])[0]).mean() for image in images])
 
 
 @torch.no_grad()
-def paint(model: MCGSM, images: Tensor, generator: Generator) -> Tensor:
-    """Images with each pixel of a whole window drawn in reading order, the borders kept: the middle of Figure 4.
+def sample_mcgsm(model: MCGSM, images: Tensor, generator: Generator) -> Tensor:
+    """Draw every pixel that has a complete window, in reading order, and keep the borders: Figure 4, middle.
 
-    From a border of zeros the first rows and columns are unlike the data; draw larger and cut.
+    After a border of zeros the first rows and columns are unlike the data; draw larger and crop.
     """
-    images, above, half = images.clone(), 3, 3
-    for row in range(above, images.shape[2]):
-        for column in range(half, images.shape[3] - half):
-            before = images[:, :, row - above : row + 1, column - half : column + half + 1]
-            images[:, 0, row, column] = model.draw(causal_windows(before)[:, 0], generator)
+    images = images.clone()
+    for row in range(ROWS_ABOVE, images.shape[2]):
+        for column in range(COLUMNS_BESIDE, images.shape[3] - COLUMNS_BESIDE):
+            rows = slice(row - ROWS_ABOVE, row + 1)
+            columns = slice(column - COLUMNS_BESIDE, column + COLUMNS_BESIDE + 1)
+            window = causal_windows(images[:, :, rows, columns])[:, 0]
+            images[:, 0, row, column] = model.draw(window, generator)
     return images

@@ -1,26 +1,28 @@
-"""The bound K on the log likelihood, Sections 2.3 and 2.4, Appendix B. All in nats, but for `in_bits`."""
+"""The evidence lower bound K on the log likelihood, Sections 2.3 and 2.4, Appendix B. All in nats.
+
+In general K = E log p(x⁰|x¹) − Σ_{t=2..T} KL(q(x^{t−1}|x^t,x⁰) ‖ p(x^{t−1}|x^t)) − KL(q(x^T|x⁰) ‖ π): `EvidenceBound`.
+With the edge step (44) the two ends become analytic entropies, and K is equation (14): `PaperBound`.
+"""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
-from torch.distributions import kl_divergence
 
-from dpm.forward import Chain, everywhere
-from dpm.reverse import Reverse, step_back
+from dpm.distributions import kl_divergence
+from dpm.forward import ForwardProcess, sum_except_batch
+from dpm.reverse import ReverseModel, final_step, has_edge_step, reverse_step
 
-NEIGHBOURS = 10  # samples in a row that share out the steps t among them
+STRATUM_SIZE = 10  # consecutive samples that interleave their timesteps
 
-
-def per_sample(values: Tensor) -> Tensor:
-    """Sum over all but the batch: [B, …] → [B]."""
-    return values.reshape(len(values), -1).sum(1)
+Loss = Callable[..., Tensor]  #: (p, q, x⁰, t, noise) → a loss per sample, [B]
 
 
 @dataclass(frozen=True)
-class Bound:
-    """K of equation (14) in parts, each [B], nats a sample: K = −kl + entropy_T − entropy_1 − entropy_prior."""
+class PaperBound:
+    """K of equation (14) in parts, [B] nats each: K = −kl + entropy_T − entropy_1 − entropy_prior."""
 
     kl: Tensor  #: Σ_{t=2..T} KL( q(x^{t−1}|x^t,x⁰) ‖ p(x^{t−1}|x^t) )
     entropy_T: Tensor  #: H_q(X^T|X⁰)
@@ -33,165 +35,166 @@ class Bound:
         return self.entropy_T - self.entropy_1 - self.entropy_prior - self.kl
 
 
-def step_kl(p: Reverse, q: Chain, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-    """KL( q(x^{t−1}|x^t,x⁰) ‖ p(x^{t−1}|x^t) ) of (14), (51) at t [B], x^t from q(x^t|x⁰) by frozen noise: [B]."""
-    xt = q.marginal(x0, t).at(noise)
-    q = q.holding(xt, t)
-    return per_sample(kl_divergence(q.posterior(xt, x0, t), p(q, xt, t)))
+@dataclass(frozen=True)
+class EvidenceBound:
+    """K with any final step, in parts, [B] nats each: K = −reconstruction − kl − prior_kl."""
+
+    reconstruction: Tensor  #: −log p(x⁰|x¹) at one x¹ from q(x¹|x⁰)
+    kl: Tensor  #: Σ_{t=2..T} KL( q(x^{t−1}|x^t,x⁰) ‖ p(x^{t−1}|x^t) )
+    prior_kl: Tensor  #: KL( q(x^T|x⁰) ‖ π )
+
+    @property
+    def K(self) -> Tensor:
+        """The bound, [B] nats."""
+        return -self.reconstruction - self.kl - self.prior_kl
 
 
-def step_at(place: Tensor, T: int, above: int = 1) -> Tensor:
-    """The step t, of those above one up to T, at a place in [0, 1], of which each covers as much."""
-    return above + 1 + (place * (T - above)).long().clamp(max=T - above - 1)
+Bound = PaperBound | EvidenceBound  #: K in parts
 
 
-def stratified_steps(batch: int, T: int, generator: Generator, above: int = 1) -> Tensor:
-    """t [batch], spread evenly over the KL terms of (14), 2…T or those above a step, from one uniform draw: a mean over
-    them is unbiased."""
+# Terms
+
+
+def step_kl(p: ReverseModel, q: ForwardProcess, x0: Tensor, t: int | Tensor, noise: Tensor) -> Tensor:
+    """KL( q(x^{t−1}|x^t,x⁰) ‖ p(x^{t−1}|x^t) ) of (14), (51) at t ≥ 2, for the x^t that the noise makes: [B] nats."""
+    xt = q.marginal(x0, t).reparameterize(noise)
+    return sum_except_batch(kl_divergence(q.posterior(xt, x0, t), p(q, xt, t)))
+
+
+def reconstruction_loss(p: ReverseModel, q: ForwardProcess, x0: Tensor, noise: Tensor) -> Tensor:
+    """−log p(x⁰|x¹), for the x¹ that the noise makes: [B] nats."""
+    x1 = q.marginal(x0, 1).reparameterize(noise)
+    return -sum_except_batch(final_step(p, q, x1).log_prob(x0))
+
+
+def prior_kl(q: ForwardProcess, x0: Tensor) -> Tensor:
+    """KL( q(x^T|x⁰) ‖ π ), [B] nats."""
+    return sum_except_batch(kl_divergence(q.marginal(x0, q.T), q.prior(x0)))
+
+
+def log_null(q: ForwardProcess, x0: Tensor) -> Tensor:
+    """L_null of Table 1: log π(x⁰), [B] nats."""
+    return sum_except_batch(q.prior(x0).log_prob(x0))
+
+
+def assemble(p: ReverseModel, q: ForwardProcess, x0: Tensor, kl: Tensor, generator: Generator) -> Bound:
+    """K in parts, given the sum of its KL terms: (14) with its analytic entropies (49)-(50) where the final step is
+    (44), else the two ends of the general bound."""
+    if has_edge_step(p, q):
+        return PaperBound(kl, *q.entropy_constants(x0))
+    return EvidenceBound(reconstruction_loss(p, q, x0, q.sample_noise(x0, generator)), kl, prior_kl(q, x0))
+
+
+# Timesteps
+
+
+def first_learned_timestep(p: ReverseModel, q: ForwardProcess) -> int:
+    """The lowest t whose reverse step is learned: 2 with the edge step (44), else 1."""
+    return 2 if has_edge_step(p, q) else 1
+
+
+def timestep_at(u: Tensor, T: int, above: int = 1) -> Tensor:
+    """Map u ∈ [0, 1] to a timestep in {above+1, …, T}, all equally likely."""
+    return above + 1 + (u * (T - above)).long().clamp(max=T - above - 1)
+
+
+def stratified_timesteps(batch: int, T: int, generator: Generator, above: int = 1) -> Tensor:
+    """Low-discrepancy timesteps t [batch] in {above+1, …, T}: evenly spaced, shifted by one uniform draw.
+
+    A mean over them estimates a mean over all timesteps without bias, with less variance than independent draws.
+    """
     shift = torch.rand((), generator=generator, dtype=torch.float64, device=generator.device)
-    spread = (torch.arange(batch, dtype=torch.float64, device=generator.device) + shift) / batch
-    return step_at(spread, T, above)
+    u = (torch.arange(batch, dtype=torch.float64, device=generator.device) + shift) / batch
+    return timestep_at(u, T, above)
 
 
-def with_constants(kl: Tensor, q: Chain, x0: Tensor) -> Bound:
-    """The parts of (14), given its KL sum: the entropies that (49)-(50) telescope to are analytic, and counted once."""
-    return Bound(kl, *q.entropies(x0))
+# Estimators of K
 
 
-def estimate(p: Reverse, q: Chain, x0: Tensor, t: Tensor, noise: Tensor) -> Bound:
-    """(14) from one stratified t a sample: unbiased in the mean over the batch, cheap enough to train on."""
-    return with_constants((q.T - 1) * step_kl(p, q, x0, t, noise), q, x0)
+def estimate_K(p: ReverseModel, q: ForwardProcess, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """K from one stratified timestep per sample, [B] nats: unbiased in the mean over the batch.
+
+    t is spread over the learned steps: 2…T with the edge step (44), 1…T with another final step.
+    """
+    if has_edge_step(p, q):
+        return PaperBound((q.T - 1) * step_kl(p, q, x0, t, noise), *q.entropy_constants(x0)).K
+    is_final = t == 1
+    loss = torch.empty(len(x0), dtype=x0.dtype, device=x0.device)
+    loss[is_final] = reconstruction_loss(p, q, x0[is_final], noise[is_final])
+    loss[~is_final] = step_kl(p, q, x0[~is_final], t[~is_final], noise[~is_final])
+    return -q.T * loss - prior_kl(q, x0)
+
+
+def bound_loss(p: ReverseModel, q: ForwardProcess, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """−K, [B] nats: the paper's loss, whose descent is the ascent of equation (15)."""
+    return -estimate_K(p, q, x0, t, noise)
+
+
+def simple_loss(p, q: ForwardProcess, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """‖ε − ε̂‖², [B]: L_simple of Ho et al. 2020, for a reverse model that predicts x⁰ of a Gaussian process."""
+    law = q.marginal(x0, t)
+    xt = law.reparameterize(noise)
+    x0_hat, _ = p.predict_x0(q, xt, t)
+    return sum_except_batch((x0_hat - x0).square() * (1 - law.variance) / law.variance)
 
 
 @torch.no_grad()
-def kl_above(p: Reverse, q: Chain, x0: Tensor, t: int, generator: Generator) -> Tensor:
-    """The KL terms of (14) above t, [B] nats, each sample's from one of them, stratified and in no order: unbiased."""
+def kl_above(p: ReverseModel, q: ForwardProcess, x0: Tensor, t: int, generator: Generator) -> Tensor:
+    """The sum of the KL terms of (14) above t, [B] nats, estimated from one stratified timestep per sample."""
     order = torch.randperm(len(x0), generator=generator, device=generator.device)
-    steps = stratified_steps(len(x0), q.T, generator, above=t)[order]
-    return (q.T - t) * step_kl(p, q, x0, steps, q.noise(x0, generator))
+    timesteps = stratified_timesteps(len(x0), q.T, generator, above=t)[order]
+    return (q.T - t) * step_kl(p, q, x0, timesteps, q.sample_noise(x0, generator))
 
 
 @torch.no_grad()
-def evaluate(p: Reverse, q: Chain, x0: Tensor, generator: Generator) -> Bound:
-    """(14) with every t for every sample, each with its own draw of x^t."""
+def evaluate(p: ReverseModel, q: ForwardProcess, x0: Tensor, generator: Generator) -> Bound:
+    """K with every timestep for every sample, each with its own draw of x^t."""
     kl = torch.zeros(len(x0), dtype=x0.dtype, device=x0.device)
     for t in range(2, q.T + 1):
-        kl += step_kl(p, q, x0, everywhere(t, x0), q.noise(x0, generator))
-    return with_constants(kl, q, x0)
+        kl += step_kl(p, q, x0, t, q.sample_noise(x0, generator))
+    return assemble(p, q, x0, kl, generator)
 
 
 @torch.no_grad()
-def evaluate_some(p: Reverse, q: Chain, x0: Tensor, generator: Generator, times: int) -> Bound:
-    """(14) with so many t for each sample, evenly spaced, and those of NEIGHBOURS samples in a row evenly between one
-    another: as unbiased as all, and cheaper. Samples are not independent then; the means of such rows are."""
+def evaluate_subsampled(
+    p: ReverseModel, q: ForwardProcess, x0: Tensor, generator: Generator, n_timesteps: int
+) -> Bound:
+    """Estimate (14) from `n_timesteps` stratified timesteps per sample.
+
+    STRATUM_SIZE consecutive samples interleave their timesteps. The estimate is unbiased, but samples within such a
+    stratum are correlated: use the means of strata for standard errors.
+    """
     kl = torch.zeros(len(x0), dtype=x0.dtype, device=x0.device)
-    rows, place = math.ceil(len(x0) / NEIGHBOURS), torch.arange(len(x0), device=x0.device)
-    shift = torch.rand(rows, generator=generator, dtype=torch.float64, device=x0.device)
-    start = (shift[place // NEIGHBOURS] + place / NEIGHBOURS) % 1
-    for k in range(times):
-        t = step_at((start + k) / times, q.T)
-        kl += (q.T - 1) / times * step_kl(p, q, x0, t, q.noise(x0, generator))
-    return with_constants(kl, q, x0)
+    n_strata, index = math.ceil(len(x0) / STRATUM_SIZE), torch.arange(len(x0), device=x0.device)
+    shift = torch.rand(n_strata, generator=generator, dtype=torch.float64, device=x0.device)
+    start = (shift[index // STRATUM_SIZE] + index / STRATUM_SIZE) % 1
+    for k in range(n_timesteps):
+        t = timestep_at((start + k) / n_timesteps, q.T)
+        kl += (q.T - 1) / n_timesteps * step_kl(p, q, x0, t, q.sample_noise(x0, generator))
+    return assemble(p, q, x0, kl, generator)
 
 
 @torch.no_grad()
-def along_trajectory(p: Reverse, q: Chain, x0: Tensor, generator: Generator) -> Tensor:
-    """K from whole trajectories, equations (37)-(39): log p(x^T) + Σ_t log p(x^{t−1}|x^t)/q(x^t|x^{t−1}), [B] nats.
+def trajectory_K(p: ReverseModel, q: ForwardProcess, x0: Tensor, generator: Generator) -> Tensor:
+    """K from whole trajectories, (37)-(39): log p(x^T) + Σ_t log p(x^{t−1}|x^t)/q(x^t|x^{t−1}), [B] nats.
 
-    Unbiased for K whatever the data's variance, and noisy; the reverse step at t = 1 is the edge step (44). It is also
-    the log weight of one trajectory in (9), and minus it the trajectory's work.
+    Unbiased for K whatever the data's variance, and noisy. It is also the log weight of one trajectory in (9), and
+    minus the work of the trajectory in the physicists' sense.
     """
-    K, before = torch.zeros(len(x0), dtype=x0.dtype, device=x0.device), x0
+    K, previous = torch.zeros(len(x0), dtype=x0.dtype, device=x0.device), x0
     for t in range(1, q.T + 1):
-        forward = q.step(before, everywhere(t, x0))
-        xt = forward.at(q.noise(x0, generator))
-        K += per_sample(step_back(p, q, xt, t).log_prob(before) - forward.log_prob(xt))
-        before = xt
-    return K + per_sample(q.prior(before).log_prob(before))
+        transition = q.transition(previous, t)
+        xt = transition.reparameterize(q.sample_noise(x0, generator))
+        K += sum_except_batch(reverse_step(p, q, xt, t).log_prob(previous) - transition.log_prob(xt))
+        previous = xt
+    return K + log_null(q, previous)
 
 
-@dataclass(frozen=True)
-class Importance:
-    """log p(x⁰) by equation (9), each field [B].
+def prior_cross_entropy_gap(q: ForwardProcess, x0: Tensor) -> Tensor:
+    """K of (37)-(39) minus K of (14), [B] nats: the cross entropies to π that (40)-(43) and (45)-(46) hold constant.
 
-    Its mean over the data is K for one trajectory, L of (10)-(11) for infinitely many; K ≤ L is (12)-(13).
+    Ours. Its mean is zero for Gaussian data of mean square 1 and for bits of the prior's mean activity.
     """
-
-    log_p: Tensor  #: log of the mean weight, nats; its own mean is at most log p(x⁰)
-    error: Tensor  #: standard error of log_p by the delta method, nats; nan for one trajectory
-    size: Tensor  #: effective sample size (Σw)²/Σw², from 1 to S
-
-
-def log_weights(p: Reverse, q: Chain, x0: Tensor, S: int, generator: Generator) -> Tensor:
-    """log of the weights p(x^{0…T})/q(x^{1…T}|x⁰) of (7)-(9), S forward trajectories for each sample: [S, B] nats."""
-    return along_trajectory(p, q, x0.expand(S, *x0.shape).flatten(0, 1), generator).reshape(S, len(x0))
-
-
-def importance(log_weight: Tensor) -> Importance:
-    """The estimate (9) of log p(x⁰), annealed importance sampling, from log weights [S, B]."""
-    S = len(log_weight)
-    log_p = log_weight.logsumexp(0) - math.log(S)
-    spread = ((log_weight - log_p).exp() - 1).square().mean(0)  # of the weights, divided by their mean
-    return Importance(log_p, error=(spread / (S - 1)).sqrt(), size=effective_size(log_weight))
-
-
-def effective_size(log_weight: Tensor) -> Tensor:
-    """How many equal weights are worth as much, (Σw)²/Σw² along the first axis: [S, …] → […], from 1 to S."""
-    return torch.exp(2 * log_weight.logsumexp(0) - (2 * log_weight).logsumexp(0))
-
-
-def correction(q: Chain, x0: Tensor) -> Tensor:
-    """K of (37)-(39) less K of (14), [B] nats: the cross entropies to π that (40)-(43) and (45)-(46)
-    take as constant. Ours.
-
-    Its mean is zero for Gaussian data of mean square 1 and for bits of the prior's mean activity.
-    """
-    prior, first = q.prior(x0), everywhere(1, x0)
-
-    def cross_entropy(t: Tensor) -> Tensor:
-        law = q.marginal(x0, t)
-        return law.entropy() + kl_divergence(law, prior)
-
-    end = prior.entropy() - cross_entropy(everywhere(q.T, x0))
-    return per_sample(end + prior.log_prob(x0) + cross_entropy(first))
-
-
-def log_null(q: Chain, x0: Tensor) -> Tensor:
-    """L_null of Table 1: log π(x⁰), [B] nats a sample."""
-    return per_sample(q.prior(x0).log_prob(x0))
-
-
-def in_bits(nats: Tensor) -> Tensor:
-    """Nats to bits."""
-    return nats / math.log(2)
-
-
-def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """The mean over a batch and its standard error."""
-    return float(values.mean()), float(values.std() / math.sqrt(len(values)))
-
-
-# Units. A pixel has `channels` numbers; `scale` is how many grey levels one unit of x spans: x = (level + noise)/scale.
-
-
-def bits_per_dimension(K: float, channels: int, scale: float) -> float:
-    """Table 1's K, bits a pixel, as the bits a dimension in which others report: an upper bound, smaller is better.
-
-    log₂(scale) − K/C bounds −log₂ P(level) when x holds uniform noise of exactly one level.
-    """
-    return math.log2(scale) - K / channels
-
-
-def bits_per_pixel(bits: float, channels: int, scale: float) -> float:
-    """Bits a dimension as Table 1's K, bits a pixel: `bits_per_dimension` read backwards."""
-    return channels * (math.log2(scale) - bits)
-
-
-def null_bits(channels: int) -> float:
-    """L_null of Table 1 for data of mean square 1, bits a pixel: −½ log₂(2πe) for each channel."""
-    return -channels / 2 * math.log2(2 * math.pi * math.e)
-
-
-def ceiling(beta_1: float, channels: int) -> float:
-    """The most that (14) can be with the edge step (44): −H_q(X¹|X⁰), bits a pixel of a Gaussian chain."""
-    return -channels / 2 * math.log2(2 * math.pi * math.e * beta_1)
+    prior = q.prior(x0)
+    at_1, at_T = (q.marginal(x0, t).cross_entropy(prior) for t in (1, q.T))
+    return sum_except_batch(prior.entropy() - at_T + prior.log_prob(x0) + at_1)

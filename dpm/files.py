@@ -1,4 +1,4 @@
-"""Files, read and written whole or not at all; and the one error a user can mend."""
+"""Files that are written whole or not at all."""
 
 import errno
 import json
@@ -13,14 +13,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-
-class UserError(Exception):
-    """Something the user can mend: its one line says what, where and how."""
+from dpm.errors import UserError
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """A failure in here is a UserError; so is a name that is taken by what no rename should replace."""
+def write_errors_as_user_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into a UserError; refuse a path that names a folder or a device."""
     try:
         if path.exists() and not path.is_file():
             raise OSError(errno.EISDIR, "a folder or a device has this name")
@@ -30,41 +28,42 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {reason}; free some space or choose another place") from None
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write a file aside, then rename it into place: a reader sees the old file or the new, never half of one."""
-    path = path.resolve()  # what a link names is replaced, not the link
-    aside = path.parent / f".{path.name}.{os.getpid()}.part"
-    with writing(path):
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file atomically: into a temporary file beside it, which is then renamed. UserError when that fails."""
+    path = path.resolve()  # a link stays a link: what it names is replaced
+    temporary = path.parent / f".{path.name}.{os.getpid()}.part"
+    with write_errors_as_user_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with aside.open("wb") as file:
+            with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            aside.replace(path)
+            temporary.replace(path)
         finally:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
-def refuse_unwritable(path: Path) -> None:
-    """UserError at once, not when the work is done, where `write` would fail; no folder is made yet."""
-    with writing(path):
+def check_writable(path: Path) -> None:
+    """Raise now the UserError that `write_file` would raise later. Creates no folder."""
+    with write_errors_as_user_errors(path):
         TemporaryFile(dir=next(folder for folder in path.absolute().parents if folder.exists())).close()
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write one JSON document, indented, ending with a newline."""
-    write(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    """Write one JSON document, indented, with a newline at its end."""
+    write_file(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
-    """Write a safetensors file whose header carries `about`."""
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write(path, save(whole, metadata={"about": json.dumps(about)}))  # one entry: the header keeps no order of several
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write named tensors and string metadata as a safetensors file."""
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # one JSON entry, because a safetensors header does not keep the order of several
+    write_file(path, save(on_cpu, metadata={"metadata": json.dumps(metadata)}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file and what its header says of them. Nothing is unpickled.
+    """Read the tensors and the metadata of a safetensors file. Nothing is unpickled.
 
     Raises UserError when the file is missing, truncated or of another format.
     """
@@ -73,25 +72,27 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
-            about = json.loads((file.metadata() or {}).get("about", "{}"))
-            if not isinstance(about, dict):
+            metadata = json.loads((file.metadata() or {}).get("metadata", "{}"))
+            if not isinstance(metadata, dict):
                 raise ValueError("its header is another program's")
-            return {name: file.get_tensor(name) for name in names}, about
+            return {name: file.get_tensor(name) for name in names}, metadata
     except FileNotFoundError:
         raise UserError(f"no weights at {path}; `dpm train` makes some, or name others") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}); copy it anew, or train elsewhere") from None
 
 
-def take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names start with `prefix`, less the prefix."""
+def strip_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with `prefix`, under their names without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def load_into(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Fill a module from named tensors; UserError when they belong to another model."""
+def load_state(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Load a state dict that was read from `path`. UserError when its names or shapes are another model's."""
     wanted, found = module.state_dict(), {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if {name: tuple(tensor.shape) for name, tensor in wanted.items()} != found:
-        odd = sorted(wanted.keys() ^ found.keys()) or ["shapes differ"]
-        raise UserError(f"{path} belongs to another experiment or setting ({odd[0]}); name the one it was trained for")
+        mismatched = sorted(wanted.keys() ^ found.keys()) or ["shapes differ"]
+        raise UserError(
+            f"{path} belongs to another experiment or setting ({mismatched[0]}); name the one it was trained for"
+        )
     module.load_state_dict(tensors)

@@ -1,6 +1,6 @@
-"""Diffusion rates of Section 2.4.1: how fast each step destroys structure.
+"""Noise schedules β_1…T, Section 2.4.1: how fast each forward step destroys structure.
 
-Every schedule is a float64 tensor of T+1 slots, so that an index is the paper's t; slot 0 holds 0, "no noise".
+Every schedule is a float64 tensor of T+1 slots, so that the index is the paper's t; slot 0 holds 0, "no noise".
 """
 
 import math
@@ -10,57 +10,70 @@ import torch
 from torch import Tensor, nn
 
 
-def erase_evenly(T: int) -> Tensor:
-    """β_t = 1/(T−t+1), Section 2.4.1: every step erases the same share 1/T of the first signal, so ᾱ_t = 1 − t/T.
+def linear_alpha_bar(T: int) -> Tensor:
+    """β_t = 1/(T−t+1), Section 2.4.1, so that ᾱ_t = 1 − t/T: each step erases a share 1/T of the original signal.
 
-    Returns [T+1] in float64; β_T = 1, the chain forgets its start exactly.
+    Returns [T+1] in float64. β_T = 1: the last step forgets x⁰ exactly.
     """
     t = torch.arange(1, T + 1, dtype=torch.float64)
     return torch.cat([torch.zeros(1, dtype=torch.float64), 1 / (T - t + 1)])
 
 
-def geometric(T: int, *levels: float) -> Tensor:
-    """Noise whose odds (1−ᾱ_t)/ᾱ_t grow by one factor a step, from the first level = β_1 to the last, 1−ᾱ_T.
+def log_snr_linear(T: int, *noise_variances: float) -> Tensor:
+    """A schedule whose log signal-to-noise ratio log ᾱ_t/(1−ᾱ_t) falls linearly in t.
 
-    With more levels they are passed in turn, as many steps from each to the next. Returns [T+1] rates β in float64. Our
-    own; the paper learns its Gaussian rates, or takes those of `erase_evenly`.
+    1−ᾱ_t goes from the first of `noise_variances`, which is β_1, to the last. Further values between them are passed
+    on the way, with the same number of steps from each to the next. Returns β [T+1] in float64. Ours: the paper learns
+    its Gaussian schedule, or takes `linear_alpha_bar`.
     """
-    log_odds = torch.tensor(levels, dtype=torch.float64).logit()
-    passed = torch.linspace(0, T - 1, len(levels), dtype=torch.float64).round().long().tolist()
-    ways = [
+    log_odds = torch.tensor(noise_variances, dtype=torch.float64).logit()
+    knots = torch.linspace(0, T - 1, len(noise_variances), dtype=torch.float64).round().long().tolist()
+    segments = [
         torch.linspace(a, b, t - s + 1, dtype=torch.float64)[1:]
-        for (a, b), (s, t) in zip(pairwise(log_odds.tolist()), pairwise(passed), strict=True)
+        for (a, b), (s, t) in zip(pairwise(log_odds.tolist()), pairwise(knots), strict=True)
     ]
-    return from_alpha_bar(torch.sigmoid(-torch.cat([log_odds[:1], *ways])))
+    return beta_from_alpha_bar(torch.sigmoid(-torch.cat([log_odds[:1], *segments])))
 
 
-def from_alpha_bar(alpha_bar: Tensor) -> Tensor:
-    """The rates β_1…T that leave the signal shares ᾱ_1…T: β_t = 1 − ᾱ_t/ᾱ_{t−1}. Shapes [T] → [T+1]."""
-    before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
-    return torch.cat([alpha_bar.new_zeros(1), (before - alpha_bar) / before])
+def beta_from_alpha_bar(alpha_bar: Tensor) -> Tensor:
+    """The schedule β_t = 1 − ᾱ_t/ᾱ_{t−1} of given ᾱ_1…T. Shapes [T] → [T+1]."""
+    previous = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+    return torch.cat([alpha_bar.new_zeros(1), (previous - alpha_bar) / previous])
 
 
 def log_alpha_bar(beta: Tensor) -> Tensor:
-    """log ᾱ_t = Σ_{s≤t} log(1−β_s), shape [T+1]; −∞ once some β is 1."""
+    """log ᾱ_t = Σ_{s≤t} log(1−β_s), [T+1]; −∞ from the first β that is 1."""
     return torch.log1p(-beta).cumsum(0)
 
 
-def shortest_paths(loss: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """The cheapest way from place 0 to each place in so many steps, step j → k costing loss[j, k], ∞ if barred.
+def extract(table: Tensor, t: int | Tensor, x: Tensor) -> Tensor:
+    """table[t] in the dtype of x, shaped to broadcast with x [B, …].
 
-    loss [G, G] → costs [G] and places visited [G, steps+1]. Dynamic programming: exact, in G² a step.
+    A table [T+1] gives a number for an int t, and [B, 1, …] for a LongTensor t [B].
+    """
+    if not isinstance(t, Tensor):
+        return table[t].to(x.dtype)
+    return table.index_select(0, t).to(x.dtype).view(-1, *[1] * (x.dim() - 1))
+
+
+def shortest_paths(loss: Tensor, n_steps: int) -> tuple[Tensor, Tensor]:
+    """The cheapest path of exactly `n_steps` steps from node 0 to every node, by dynamic programming.
+
+    loss [G, G] holds the cost of a step from node j to node k, ∞ where it is barred. Returns costs [G] and the nodes
+    of the paths [G, n_steps+1]. Exact; G² operations per step.
     """
     cost = torch.full_like(loss[0], math.inf)
     cost[0] = 0
-    path = torch.arange(len(loss), device=loss.device)[:, None]
-    for _ in range(steps):
-        cost, before = (cost[:, None] + loss).min(0)
-        path = torch.cat([path[before], torch.arange(len(loss), device=loss.device)[:, None]], dim=1)
+    nodes = torch.arange(len(loss), device=loss.device)[:, None]
+    path = nodes
+    for _ in range(n_steps):
+        cost, previous = (cost[:, None] + loss).min(0)
+        path = torch.cat([path[previous], nodes], dim=1)
     return cost, path
 
 
-class Fixed(nn.Module):
-    """A schedule that training leaves alone; calling it returns β, shape [T+1]."""
+class FixedSchedule(nn.Module):
+    """A schedule that training does not change. Calling it returns β, [T+1]."""
 
     beta: Tensor
 
@@ -69,21 +82,23 @@ class Fixed(nn.Module):
         self.register_buffer("beta", beta)
 
     def forward(self) -> Tensor:
+        """β, [T+1]."""
         return self.beta
 
 
-class Learned(nn.Module):
-    """β_2…T learned by ascent on K, β_1 fixed against overfitting (Section 2.4.1); calling it returns β, [T+1].
+class LearnedSchedule(nn.Module):
+    """β_2…T learned by gradient ascent on K, β_1 fixed against overfitting (Section 2.4.1).
 
-    The free parameters are the log odds of each rate, so that every step of an optimiser leaves 0 < β < 1.
+    Calling it returns β, [T+1]. The parameters are the logits of β_2…T, so that every optimiser step keeps 0 < β < 1.
     """
 
-    head: Tensor
+    first_betas: Tensor
 
     def __init__(self, beta: Tensor):
         super().__init__()
-        self.register_buffer("head", beta[:2].clone())
-        self.log_odds = nn.Parameter(beta[2:].logit())
+        self.register_buffer("first_betas", beta[:2].clone())  # slot 0 and β_1
+        self.logits = nn.Parameter(beta[2:].logit())
 
     def forward(self) -> Tensor:
-        return torch.cat([self.head, torch.sigmoid(self.log_odds)])
+        """β, [T+1], differentiable in the logits."""
+        return torch.cat([self.first_betas, torch.sigmoid(self.logits)])

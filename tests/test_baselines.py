@@ -11,17 +11,17 @@ from torch import Generator
 from torch.distributions import MultivariateNormal
 
 from dpm.baselines import (
+    BANDWIDTHS,
     MCGSM,
-    WIDTHS,
     causal_windows,
+    fit_full_gaussian,
     fit_mcgsm,
-    full_gaussian,
     log_parzen,
-    log_pixels,
-    paint,
+    mcgsm_log_prob,
     parzen,
+    sample_mcgsm,
 )
-from dpm.bound import in_bits, mean_and_error
+from dpm.units import mean_and_stderr, to_bits
 
 
 def normal(*shape, seed=0):
@@ -81,16 +81,16 @@ def test_parzen_takes_the_width_that_validation_likes_best():
     for spread in (0.5, 0.8, 3.0):
         validation = spread * normal(200, 4, seed=2)
         sigma, values = parzen(samples, validation, test)
-        means = [float(log_parzen(validation, samples, s[None]).mean()) for s in WIDTHS]
-        assert sigma == float(WIDTHS[int(np.argmax(means))])
+        means = [float(log_parzen(validation, samples, s[None]).mean()) for s in BANDWIDTHS]
+        assert sigma == float(BANDWIDTHS[int(np.argmax(means))])
         assert torch.equal(values, log_parzen(test, samples, torch.tensor([sigma], dtype=torch.float64))[0])
         chosen.append(sigma)
     assert chosen[0] < chosen[1] < chosen[2] == 1
 
 
 def test_the_published_widths():
-    assert len(WIDTHS) == 10
-    assert WIDTHS[[0, 2, 9]].tolist() == pytest.approx([0.1, 10 ** (-7 / 9), 1])
+    assert len(BANDWIDTHS) == 10
+    assert BANDWIDTHS[[0, 2, 9]].tolist() == pytest.approx([0.1, 10 ** (-7 / 9), 1])
 
 
 # Patches and their Gaussian
@@ -101,13 +101,13 @@ def test_full_gaussian_has_the_density_written_out():
     flat = x.reshape(40, 4).numpy()
     centred = flat - flat.mean(0)
     law = stats.multivariate_normal(flat.mean(0), centred.T @ centred / 40)
-    assert full_gaussian(x).log_prob(y).numpy() == pytest.approx(law.logpdf(y.numpy()), abs=1e-10)
+    assert fit_full_gaussian(x).log_prob(y).numpy() == pytest.approx(law.logpdf(y.numpy()), abs=1e-10)
 
 
 def test_full_gaussian_is_the_likeliest():
     """On its own data its mean log density is minus its entropy, and every nearby Gaussian's is less."""
     x = normal(60, 3) @ normal(3, 3, seed=1)
-    best = full_gaussian(x)
+    best = fit_full_gaussian(x)
     top = float(best.log_prob(x).mean())
     assert top == pytest.approx(-float(best.entropy()), abs=1e-12)
     for factor in (0.98, 1.02):
@@ -212,8 +212,8 @@ def test_fitted_mcgsm_learns_a_gaussian_scale_mixture():
     model = some_mcgsm(train, components=2, scales=3, features=6)
     fit_mcgsm(model, train, Generator().manual_seed(1), steps=1500, batch=1000)
     found = float(model(test).detach().mean())
-    gaussian = full_gaussian(train)
-    one = gaussian.log_prob(test) - full_gaussian(train[:, :-1]).log_prob(test[:, :-1])
+    gaussian = fit_full_gaussian(train)
+    one = gaussian.log_prob(test) - fit_full_gaussian(train[:, :-1]).log_prob(test[:, :-1])
     assert truth - 0.01 * math.log(2) < found < truth + 0.005
     assert float(one.mean()) < truth - 0.2 * math.log(2)
 
@@ -225,7 +225,7 @@ def test_fitted_mcgsm_reaches_the_entropy_rate_of_a_gaussian_field():
     windows = causal_windows(train).flatten(0, 1)
     model = some_mcgsm(windows, components=2, scales=2, features=8)
     fit_mcgsm(model, windows, Generator().manual_seed(1), steps=400, batch=1000)
-    bits, error = mean_and_error(in_bits(log_pixels(model, test)))
+    bits, error = mean_and_stderr(to_bits(mcgsm_log_prob(model, test)))
     truth = -0.5 * math.log2(2 * math.pi * math.e * (1 - rho**2) ** 2)
     assert bits == pytest.approx(truth, abs=0.01 + 5 * error)
     assert error < 0.004
@@ -254,7 +254,7 @@ def test_log_pixels_are_means_over_each_image():
     windows = causal_windows(images)
     model = some_mcgsm(windows.flatten(0, 1), components=2)
     expected = [float(model(windows[i]).detach().mean()) for i in range(3)]
-    assert log_pixels(model, images).tolist() == pytest.approx(expected, abs=1e-12)
+    assert mcgsm_log_prob(model, images).tolist() == pytest.approx(expected, abs=1e-12)
 
 
 def test_mcgsm_draws_from_the_density_it_states():
@@ -278,7 +278,7 @@ def test_paint_continues_a_gaussian_field():
         for parameter in model.parameters():
             parameter.zero_()
     images = torch.zeros(300, 1, 24, 24, dtype=torch.float64)
-    painted = paint(model, images, Generator().manual_seed(0))
+    painted = sample_mcgsm(model, images, Generator().manual_seed(0))
     inside = painted[:, 0, 8:, 8:-8]
     assert float(inside.square().mean()) == pytest.approx(1, abs=0.05)
     assert float((inside[:, 1:] * inside[:, :-1]).mean()) == pytest.approx(rho, abs=0.04)

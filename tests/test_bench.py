@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dpm.experiments import EXPERIMENTS, build
+from dpm.experiments.registry import EXPERIMENTS, build_model
 
 BENCH = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks" / "bench.py"))
 
@@ -16,5 +16,5 @@ BENCH = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks" / "bench.
 )
 def test_the_bare_loop_finds_the_same_loss(name, setting, loss):
     experiment = EXPERIMENTS[name]
-    model = build(experiment.settings[setting])
+    model = build_model(experiment.settings[setting])
     BENCH["check_equal"](model, BENCH[loss](model), experiment.settings[setting], experiment.draw)

@@ -15,27 +15,21 @@ from torch.distributions import kl_divergence
 
 import dpm.bound
 from dpm.bound import (
-    Bound,
-    along_trajectory,
-    bits_per_dimension,
-    bits_per_pixel,
-    ceiling,
-    estimate,
+    PaperBound,
+    estimate_K,
     evaluate,
-    evaluate_some,
-    in_bits,
+    evaluate_subsampled,
     kl_above,
     log_null,
-    mean_and_error,
-    null_bits,
-    per_sample,
     step_kl,
-    stratified_steps,
-    with_constants,
+    stratified_timesteps,
+    trajectory_K,
 )
-from dpm.datasets import heartbeat, heartbeat_sequences
-from dpm.forward import Binomial, Bits, Gaussian, Normal, everywhere
-from dpm.schedules import Learned, erase_evenly, geometric
+from dpm.data.synthetic import heartbeat, heartbeat_sequences
+from dpm.distributions import Bernoulli, Normal
+from dpm.forward import BernoulliForward, GaussianForward, sum_except_batch
+from dpm.schedules import LearnedSchedule, linear_alpha_bar, log_snr_linear
+from dpm.units import bits_per_dimension, bits_per_pixel, edge_ceiling, mean_and_stderr, null_bits, to_bits
 
 
 def real(*values):
@@ -60,7 +54,7 @@ def replay(q, noises):
 
 def keep_prior(q, xt, t):
     """The identity reversal: the forward kernel, which is its own reversal under π."""
-    return q.step(xt, t)
+    return q.transition(xt, t)
 
 
 class Scores:
@@ -70,15 +64,15 @@ class Scores:
         self.weight, self.bias = draws(T + 1, 2, 2, seed=seed), draws(T + 1, 2, seed=seed + 1)
 
     def __call__(self, q, xt, t):
-        return Bits(torch.einsum("bi,bij->bj", xt, self.weight[t]) + self.bias[t])
+        return Bernoulli(torch.einsum("bi,bij->bj", xt, self.weight[t]) + self.bias[t])
 
 
 class Enumerated:
     """Two bits over T steps with matrices [4, 4] and loops: nothing of dpm but the rates and the reverse model."""
 
     def __init__(self, p, T, rate):
-        self.T, self.rate = T, rate
-        self.q = Binomial(erase_evenly(T), rate)
+        self.T, self.prior_prob = T, rate
+        self.q = BernoulliForward(linear_alpha_bar(T), rate)
         steps = []
         for t in range(1, T + 1):
             kept = 1 - 1 / (T - t + 1)
@@ -148,7 +142,9 @@ def enumerate_evaluate(p, chain, data):
     for t in range(2, T + 1):
         weight = weight * chain.marginal[t][places[:, 0], places[:, t - 1]]
     noises = [1 - STATES[places[:, t - 1]] for t in range(2, T + 1)]  # uniform noise 0 makes a 1, noise 1 a 0
-    bound = evaluate(p, replay(Binomial(erase_evenly(T), chain.rate), noises), STATES[places[:, 0]], Generator())
+    bound = evaluate(
+        p, replay(BernoulliForward(linear_alpha_bar(T), chain.prior_prob), noises), STATES[places[:, 0]], Generator()
+    )
     return bound, weight
 
 
@@ -174,7 +170,7 @@ def test_along_trajectory_is_equations_37_to_39_trajectory_by_trajectory(rate, T
     chain = Enumerated(p, T, rate)
     path, log_q, log_p = chain.trajectories()
     noises = [1 - STATES[path[:, t]] for t in range(1, T + 1)]
-    K = along_trajectory(p, replay(Binomial(erase_evenly(T), rate), noises), STATES[path[:, 0]], Generator())
+    K = trajectory_K(p, replay(BernoulliForward(linear_alpha_bar(T), rate), noises), STATES[path[:, 0]], Generator())
     assert torch.allclose(K, log_p - log_q, atol=1e-10, rtol=0)
 
 
@@ -200,9 +196,9 @@ def test_estimate_is_unbiased(rate, T):
     """Averaged over t = 2…T and every x⁰ and x^t it is (14): T−1 terms, constants counted once."""
     p, data = Scores(T, 3), DATA[rate]
     chain, mean = Enumerated(p, T, rate), 0.0
-    q = Binomial(erase_evenly(T), rate)
+    q = BernoulliForward(linear_alpha_bar(T), rate)
     for t, x0, xt in itertools.product(range(2, T + 1), range(4), range(4)):
-        bound = estimate(p, q, STATES[x0, None], torch.tensor([t]), 1 - STATES[xt, None])
+        bound = estimate_K(p, q, STATES[x0, None], torch.tensor([t]), 1 - STATES[xt, None])
         mean += float(data[x0] * chain.marginal[t][x0, xt] * bound.K) / (T - 1)
     assert mean == pytest.approx(chain.K(data), abs=1e-10)
 
@@ -214,10 +210,10 @@ def test_K_never_exceeds_the_log_likelihood_of_bits(rate, T, seed):
     chain, data = Enumerated(Scores(T, seed), T, rate), DATA[rate]
     path, log_q, log_p = chain.trajectories()
     p_x0 = torch.zeros(4).double().index_add(0, path[:, 0], log_p.exp())
-    assert torch.allclose(chain.log_probability(), p_x0.log(), atol=1e-12)
+    assert torch.allclose(chain.log_prob(), p_x0.log(), atol=1e-12)
     noises = [1 - STATES[path[:, t]] for t in range(1, T + 1)]
-    q = replay(Binomial(erase_evenly(T), rate), noises)
-    log_weight = along_trajectory(Scores(T, seed), q, STATES[path[:, 0]], Generator())
+    q = replay(BernoulliForward(linear_alpha_bar(T), rate), noises)
+    log_weight = trajectory_K(Scores(T, seed), q, STATES[path[:, 0]], Generator())
     averaged = torch.zeros(4).double().index_add(0, path[:, 0], log_q.exp() * log_weight.exp())
     assert torch.allclose(averaged, p_x0, atol=1e-12, rtol=0)
     each = torch.zeros(4).double().index_add(0, path[:, 0], log_q.exp() * log_weight)
@@ -256,14 +252,14 @@ def cubature(variables):
 
 def exact_K(p, beta, mean, variance, of):
     """E K of a linear reverse model for one-dimensional data N(mean, variance)."""
-    q = Gaussian(beta)
+    q = GaussianForward(beta)
     z = cubature(q.T + 1)
     x0 = mean + math.sqrt(variance) * z[:, :1]
     K = of(p, replay(q, z[:, 1:].T[..., None]), x0, Generator())
-    return float((K.K if isinstance(K, Bound) else K).mean())
+    return float((K.K if isinstance(K, PaperBound) else K).mean())
 
 
-BETAS = [geometric(2, 0.1, 0.8), geometric(6, 0.02, 0.95), geometric(12, 1e-3, 0.99)]
+BETAS = [log_snr_linear(2, 0.1, 0.8), log_snr_linear(6, 0.02, 0.95), log_snr_linear(12, 1e-3, 0.99)]
 UNIT = [(0.0, 1.0), (0.6, 0.64), (-0.8, 0.36)]  # E x² = 1
 
 
@@ -273,7 +269,7 @@ UNIT = [(0.0, 1.0), (0.6, 0.64), (-0.8, 0.36)]  # E x² = 1
 def test_K_of_14_is_K_along_trajectories_for_gaussians(beta, mean, variance, seed):
     p = Linear(len(beta) - 1, seed)
     assert exact_K(p, beta, mean, variance, evaluate) == pytest.approx(
-        exact_K(p, beta, mean, variance, along_trajectory), rel=1e-11, abs=0
+        exact_K(p, beta, mean, variance, trajectory_K), rel=1e-11, abs=0
     )
 
 
@@ -282,7 +278,7 @@ def test_K_of_14_differs_by_the_cross_entropies_to_pi_when_the_variance_is_not_o
     kept = (1 - beta).cumprod(0)
     at = [kept[t] * square + 1 - kept[t] for t in (0, 1, 6)]  # E (x^t)²; E log π(x) = −½ log 2π − ½ E x²
     gap = float(-at[2] - at[0] + at[1] + 1) / 2
-    both = [exact_K(p, beta, 0.7, 0.2, of) for of in (along_trajectory, evaluate)]
+    both = [exact_K(p, beta, 0.7, 0.2, of) for of in (trajectory_K, evaluate)]
     assert both[0] - both[1] == pytest.approx(gap, abs=1e-10)
     assert abs(gap) > 0.01
 
@@ -318,7 +314,7 @@ def test_evaluate_is_equation_14_for_gaussians(beta, seed):
 def test_K_never_exceeds_the_log_likelihood_of_gaussians(beta, mean, variance, seed):
     """p(x⁰) is exactly normal, so E log p(x⁰) is known."""
     p = Linear(len(beta) - 1, seed)
-    m, v = p.law_of_x0(Gaussian(beta))
+    m, v = p.law_of_x0(GaussianForward(beta))
     log_likelihood = -0.5 * math.log(2 * math.pi * v) - ((mean - m) ** 2 + variance) / (2 * v)
     assert exact_K(p, beta, mean, variance, evaluate) <= log_likelihood
 
@@ -349,14 +345,14 @@ def test_identity_reversal_of_gaussians_gives_L_null(beta, mean, variance):
 @pytest.mark.parametrize(
     ("q", "x0"),
     [
-        (Gaussian(geometric(20, 1e-3, 0.99)), draws(50, 3, 2)),
-        (Binomial(erase_evenly(20), 0.2), (draws(50, 7) > 0).double()),
-        (Binomial(geometric(20, 1e-3, 0.99), 0.5), (draws(50, 7) > 0).double()),
+        (GaussianForward(log_snr_linear(20, 1e-3, 0.99)), draws(50, 3, 2)),
+        (BernoulliForward(linear_alpha_bar(20), 0.2), (draws(50, 7) > 0).double()),
+        (BernoulliForward(log_snr_linear(20, 1e-3, 0.99), 0.5), (draws(50, 7) > 0).double()),
     ],
 )
 def test_identity_reversal_gives_L_null_along_every_trajectory(q, x0):
     """Detailed balance telescopes: log p(x^{0…T}) − log q(x^{1…T}|x⁰) = log π(x⁰), whatever the data."""
-    K = along_trajectory(keep_prior, q, x0, Generator().manual_seed(0))
+    K = trajectory_K(keep_prior, q, x0, Generator().manual_seed(0))
     assert torch.allclose(K, log_null(q, x0), atol=1e-9, rtol=0)
 
 
@@ -364,31 +360,35 @@ def test_identity_reversal_gives_L_null_along_every_trajectory(q, x0):
 def test_identity_reversal_on_samples_of_pi(kernel):
     """K − L_null = 0 within 5 standard errors of 4000 draws."""
     generator = Generator().manual_seed(4)
-    q = Gaussian(geometric(10, 0.01, 0.99)) if kernel == "gaussian" else Binomial(erase_evenly(10), 0.2)
+    q = (
+        GaussianForward(log_snr_linear(10, 0.01, 0.99))
+        if kernel == "gaussian"
+        else BernoulliForward(linear_alpha_bar(10), 0.2)
+    )
     like = torch.zeros(4000, 3).double()
-    x0 = q.prior(like).at(q.noise(like, generator))
-    gain, error = mean_and_error(evaluate(keep_prior, q, x0, generator).K - log_null(q, x0))
+    x0 = q.prior(like).reparameterize(q.sample_noise(like, generator))
+    gain, error = mean_and_stderr(evaluate(keep_prior, q, x0, generator).K - log_null(q, x0))
     assert abs(gain) < 5 * error < 0.3
 
 
 def test_L_null_of_a_gaussian_dimension_of_variance_one():
     x0 = real(-1, 1)[:, None]
-    null = float(in_bits(log_null(Gaussian(BETAS[0]), x0)).mean())
+    null = float(to_bits(log_null(GaussianForward(BETAS[0]), x0)).mean())
     assert null == pytest.approx(-2.0471, abs=5e-5)
     assert null == pytest.approx(-0.5 * math.log2(2 * math.pi * math.e), abs=1e-12)
 
 
 @pytest.mark.parametrize(("rate", "bits"), [(0.2, -14.43856), (0.5, -20.0)])
 def test_L_null_of_a_heartbeat(rate, bits):
-    null = in_bits(log_null(Binomial(erase_evenly(3), rate), heartbeat_sequences()))
+    null = to_bits(log_null(BernoulliForward(linear_alpha_bar(3), rate), heartbeat_sequences()))
     assert null.tolist() == pytest.approx([bits] * 5, abs=5e-6)
 
 
 def test_edge_step_of_the_paper_s_heartbeat_costs_0_0439_bits():
     """H_q(X¹|X⁰) at T = 2000; with β_T = 1 the other two entropies cancel."""
     x0 = heartbeat_sequences()
-    bound = with_constants(torch.zeros(5).double(), Binomial(erase_evenly(2000), 0.2), x0)
-    assert in_bits(bound.entropy_1).tolist() == pytest.approx([0.0439] * 5, abs=5e-5)
+    bound = PaperBound(torch.zeros(5).double(), *BernoulliForward(linear_alpha_bar(2000), 0.2).entropy_constants(x0))
+    assert to_bits(bound.entropy_1).tolist() == pytest.approx([0.0439] * 5, abs=5e-5)
     assert torch.allclose(bound.entropy_T, bound.entropy_prior, atol=1e-12)
     assert torch.allclose(bound.K, -bound.entropy_1, atol=1e-12)
 
@@ -410,16 +410,16 @@ class Bent:
 
 def test_three_routes_to_K_agree_within_their_errors():
     """`evaluate`, stratified `estimate` and `along_trajectory` on the same data, means within 5 standard errors."""
-    q, p, generator = Gaussian(geometric(8, 0.02, 0.97)), Bent(8), Generator().manual_seed(0)
+    q, p, generator = GaussianForward(log_snr_linear(8, 0.02, 0.97)), Bent(8), Generator().manual_seed(0)
     x0 = draws(14_000, 2)
     x0 = (x0 - x0.mean(0)) / x0.std(0, correction=0)
-    t = stratified_steps(len(x0), q.T, generator)[torch.randperm(len(x0), generator=generator)]
+    t = stratified_timesteps(len(x0), q.T, generator)[torch.randperm(len(x0), generator=generator)]
     routes = [
-        mean_and_error(K)
+        mean_and_stderr(K)
         for K in (
             evaluate(p, q, x0, generator).K,
-            estimate(p, q, x0, t, q.noise(x0, generator)).K,
-            along_trajectory(p, q, x0, generator),
+            estimate_K(p, q, x0, t, q.sample_noise(x0, generator)),
+            trajectory_K(p, q, x0, generator),
         )
     ]
     for (a, error_a), (b, error_b) in itertools.combinations(routes, 2):
@@ -427,7 +427,7 @@ def test_three_routes_to_K_agree_within_their_errors():
 
 
 def test_step_kl_draws_xt_by_frozen_noise_and_sums_over_all_but_the_batch():
-    q, p, x0, noise = Gaussian(geometric(8, 0.02, 0.97)), Bent(8), draws(5, 3, 2), draws(5, 3, 2, seed=2)
+    q, p, x0, noise = GaussianForward(log_snr_linear(8, 0.02, 0.97)), Bent(8), draws(5, 3, 2), draws(5, 3, 2, seed=2)
     t = torch.tensor([2, 8, 5, 3, 2])
     values = step_kl(p, q, x0, t, noise)
     kept = (1 - q.beta).cumprod(0)[t].reshape(5, 1, 1)
@@ -439,14 +439,14 @@ def test_step_kl_draws_xt_by_frozen_noise_and_sums_over_all_but_the_batch():
 @pytest.mark.parametrize(("T", "times"), [(2, 3), (3, 1), (6, 4), (40, 2)])
 def test_stratified_steps_take_each_t_equally_often_when_the_batch_allows(T, times):
     for seed in range(20):
-        t = stratified_steps(times * (T - 1), T, Generator().manual_seed(seed))
+        t = stratified_timesteps(times * (T - 1), T, Generator().manual_seed(seed))
         assert torch.bincount(t).tolist() == [0, 0, *[times] * (T - 1)]
 
 
 def test_stratified_steps_are_unbiased_for_any_batch():
     """7 draws over t = 2…6: each t comes once or twice, and 7/5 times in the mean, within 5 standard errors."""
     counts = torch.stack(
-        [torch.bincount(stratified_steps(7, 6, Generator().manual_seed(s)), minlength=7) for s in range(2000)]
+        [torch.bincount(stratified_timesteps(7, 6, Generator().manual_seed(s)), minlength=7) for s in range(2000)]
     )
     assert set(counts[:, 2:].flatten().tolist()) == {1, 2} and not counts[:, :2].any()
     error = math.sqrt(0.4 * 0.6 / 2000)
@@ -455,25 +455,25 @@ def test_stratified_steps_are_unbiased_for_any_batch():
 
 @pytest.mark.parametrize("above", [1, 3, 5])
 def test_stratified_steps_above_one_take_no_other(above):
-    t = stratified_steps(4 * (6 - above), 6, Generator().manual_seed(0), above)
+    t = stratified_timesteps(4 * (6 - above), 6, Generator().manual_seed(0), above)
     assert torch.bincount(t, minlength=7).tolist() == [0] * (above + 1) + [4] * (6 - above)
 
 
 @pytest.mark.parametrize("above", [1, 4, 7])
 def test_kl_above_a_step_is_the_sum_of_the_terms_there(above):
     """Against every such term for every sample, means within 5 standard errors; few samples keep to few terms."""
-    q, p, x0 = Gaussian(geometric(8, 0.02, 0.97)), Bent(8), draws(14_000, 2)
+    q, p, x0 = GaussianForward(log_snr_linear(8, 0.02, 0.97)), Bent(8), draws(14_000, 2)
     every, generator = range(above + 1, 9), Generator().manual_seed(0)
-    terms = sum(step_kl(p, q, x0, everywhere(t, x0), q.noise(x0, generator)) for t in every)
-    (whole, error), drawn = mean_and_error(terms), kl_above(p, q, x0, above, generator)
+    terms = sum(step_kl(p, q, x0, t, q.sample_noise(x0, generator)) for t in every)
+    (whole, error), drawn = mean_and_stderr(terms), kl_above(p, q, x0, above, generator)
     parts = torch.stack([row.mean() for row in drawn.view(-1, 140)])  # of all terms alike
-    mean, spread = mean_and_error(parts)
+    mean, spread = mean_and_stderr(parts)
     assert abs(mean - whole) < 5 * math.hypot(error, spread) < 0.1 * whole
 
 
 def test_stratified_steps_never_pass_T_by_rounding(monkeypatch):
     monkeypatch.setattr(dpm.bound.torch, "rand", lambda *shape, **options: real(1 - 2**-53)[0])
-    assert int(stratified_steps(1000, 6, Generator()).max()) == 6
+    assert int(stratified_timesteps(1000, 6, Generator()).max()) == 6
 
 
 # The gradient in β, Section 2.4.1
@@ -482,21 +482,21 @@ def test_stratified_steps_never_pass_T_by_rounding(monkeypatch):
 @pytest.mark.parametrize("p", [Bent(6), keep_prior], ids=["bent", "identity"])
 def test_gradient_of_K_in_the_learned_rates_with_frozen_noise(p):
     """Central differences in the log odds of β_2…T; β_1 has no gradient."""
-    schedule = Learned(geometric(6, 0.02, 0.95))
+    schedule = LearnedSchedule(log_snr_linear(6, 0.02, 0.95))
     x0, noise, t = draws(30, 2), draws(30, 2, seed=2), torch.arange(30) % 5 + 2
 
     def K():
-        return estimate(p, Gaussian(schedule()), x0, t, noise).K.mean()
+        return estimate_K(p, GaussianForward(schedule()), x0, t, noise).mean()
 
-    [gradient] = torch.autograd.grad(K(), schedule.log_odds)
+    [gradient] = torch.autograd.grad(K(), schedule.logits)
     h, differences = 1e-5, []
     for i in range(5):
         values = []
         for move in (h, -h):
             with torch.no_grad():
-                schedule.log_odds[i] += move
+                schedule.logits[i] += move
                 values.append(float(K()))
-                schedule.log_odds[i] -= move
+                schedule.logits[i] -= move
         differences.append((values[0] - values[1]) / (2 * h))
     assert gradient.tolist() == pytest.approx(differences, rel=1e-6, abs=1e-8)
     assert float(gradient.abs().min()) > 1e-3
@@ -504,16 +504,16 @@ def test_gradient_of_K_in_the_learned_rates_with_frozen_noise(p):
 
 def test_gradient_of_the_mean_of_K_is_the_mean_gradient():
     """No term is lost to the frozen noise: averaged exactly, it is the derivative of (14) written out with moments."""
-    p, log_odds = Linear(6, 0), geometric(6, 0.02, 0.95)[2:].logit().requires_grad_()
-    head = geometric(6, 0.02, 0.95)[:2]
+    p, log_odds = Linear(6, 0), log_snr_linear(6, 0.02, 0.95)[2:].logit().requires_grad_()
+    head = log_snr_linear(6, 0.02, 0.95)[:2]
 
     def rates(odds):
         return torch.cat([head, torch.sigmoid(odds)])
 
     z, mean = cubature(7), 0.0
-    x0, q = 0.7 + math.sqrt(0.2) * z[:, :1], Gaussian(rates(log_odds))
+    x0, q = 0.7 + math.sqrt(0.2) * z[:, :1], GaussianForward(rates(log_odds))
     for t in range(2, 7):
-        mean = mean + estimate(p, q, x0, torch.full((14,), t), z[:, t : t + 1]).K.mean() / 5
+        mean = mean + estimate_K(p, q, x0, torch.full((14,), t), z[:, t : t + 1]).mean() / 5
     [gradient] = torch.autograd.grad(mean, log_odds)
     h, odds, differences = 1e-5, log_odds.detach(), []
     for i in range(5):
@@ -524,34 +524,34 @@ def test_gradient_of_the_mean_of_K_is_the_mean_gradient():
 
 
 def test_evaluation_records_no_gradient_and_estimates_do():
-    schedule, x0 = Learned(geometric(6, 0.02, 0.95)), draws(4, 2)
-    q = Gaussian(schedule())
+    schedule, x0 = LearnedSchedule(log_snr_linear(6, 0.02, 0.95)), draws(4, 2)
+    q = GaussianForward(schedule())
     assert not evaluate(keep_prior, q, x0, Generator()).kl.requires_grad
-    assert not along_trajectory(keep_prior, q, x0, Generator()).requires_grad
-    assert estimate(keep_prior, q, x0, torch.full((4,), 2), x0).K.requires_grad
+    assert not trajectory_K(keep_prior, q, x0, Generator()).requires_grad
+    assert estimate_K(keep_prior, q, x0, torch.full((4,), 2), x0).requires_grad
 
 
 # Small change
 
 
 def test_per_sample_sums_over_all_but_the_batch():
-    assert per_sample(torch.arange(12.0).reshape(2, 3, 2)).tolist() == [15.0, 51.0]
+    assert sum_except_batch(torch.arange(12.0).reshape(2, 3, 2)).tolist() == [15.0, 51.0]
 
 
 def test_K_is_minus_kl_plus_three_entropies():
-    bound = Bound(kl=real(1, 2), entropy_T=real(10, 20), entropy_1=real(100, 200), entropy_prior=real(1000, 2000))
+    bound = PaperBound(kl=real(1, 2), entropy_T=real(10, 20), entropy_1=real(100, 200), entropy_prior=real(1000, 2000))
     assert bound.K.tolist() == [-1091.0, -2182.0]
 
 
 def test_bits_means_and_errors():
     values = draws(200)
-    mean, error = mean_and_error(values)
+    mean, error = mean_and_stderr(values)
     assert (mean, error) == pytest.approx((float(values.numpy().mean()), stats.sem(values.numpy())), rel=1e-12, abs=0)
-    assert float(in_bits(real(math.log(8)))) == pytest.approx(3, abs=1e-15)
+    assert float(to_bits(real(math.log(8)))) == pytest.approx(3, abs=1e-15)
 
 
 def test_evaluate_gives_each_sample_its_own_noise_and_repeats_with_its_seed():
-    q, p = Binomial(erase_evenly(9), 0.2), keep_prior
+    q, p = BernoulliForward(linear_alpha_bar(9), 0.2), keep_prior
     x0 = heartbeat(1, Generator().manual_seed(0)).expand(50, -1)
     kl, again = (evaluate(p, q, x0, Generator().manual_seed(1)).kl for _ in range(2))
     assert torch.equal(kl, again) and len(kl.unique()) > 25
@@ -593,7 +593,9 @@ def test_CIFAR_10_of_Table_1_is_4_20_bits_a_dimension():
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_null_bits_are_L_null_of_data_of_mean_square_one(channels):
     x0 = torch.tensor([-1.0, 1.0]).double()[:, None].expand(2, channels)
-    assert null_bits(channels) == pytest.approx(float(in_bits(log_null(Gaussian(BETAS[0]), x0)).mean()), abs=1e-12)
+    assert null_bits(channels) == pytest.approx(
+        float(to_bits(log_null(GaussianForward(BETAS[0]), x0)).mean()), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize(("beta_1", "channels"), [(0.1, 1), (1e-3, 3)])
@@ -601,8 +603,12 @@ def test_ceiling_is_K_of_a_perfect_network_whose_chain_forgets(beta_1, channels)
     """(14) with no KL at all, up to the trace of the data at T, which can only lower it."""
     x0 = draws(4, channels)
     for last in (0.9, 1 - 1e-9):
-        K = in_bits(with_constants(torch.zeros(4).double(), Gaussian(geometric(9, beta_1, last)), x0).K)
-        below = ceiling(beta_1, channels) - K
+        K = to_bits(
+            PaperBound(
+                torch.zeros(4).double(), *GaussianForward(log_snr_linear(9, beta_1, last)).entropy_constants(x0)
+            ).K
+        )
+        below = edge_ceiling(beta_1, channels) - K
         assert torch.allclose(below, torch.full_like(below, -channels / 2 * math.log2(last)), atol=1e-10)
         assert bool((below > 0).all())
 
@@ -611,16 +617,18 @@ def test_ceiling_is_K_of_a_perfect_network_whose_chain_forgets(beta_1, channels)
 def test_some_steps_average_to_all_of_them(times):
     """`evaluate_some` against `evaluate`, for a model that keeps π; more steps a sample, less spread."""
     q, x0 = (
-        Gaussian(geometric(20, 1e-2, 0.9)),
+        GaussianForward(log_snr_linear(20, 1e-2, 0.9)),
         1.5 * torch.randn(6_000, 2, generator=Generator().manual_seed(0)).double(),
     )
     all_steps = evaluate(keeping, q, x0, Generator().manual_seed(1))
-    some = evaluate_some(keeping, q, x0, Generator().manual_seed(2), times)
-    difference, error = mean_and_error(some.K - all_steps.K)
+    some = evaluate_subsampled(keeping, q, x0, Generator().manual_seed(2), times)
+    difference, error = mean_and_stderr(some.K - all_steps.K)
     assert abs(difference) < 4 * error
     assert torch.equal(some.entropy_1, all_steps.entropy_1)
     if times == 7:
-        assert float(some.kl.std()) < 0.7 * float(evaluate_some(keeping, q, x0, Generator().manual_seed(2), 1).kl.std())
+        assert float(some.kl.std()) < 0.7 * float(
+            evaluate_subsampled(keeping, q, x0, Generator().manual_seed(2), 1).kl.std()
+        )
 
 
 def test_neighbours_share_out_the_steps():
@@ -631,8 +639,8 @@ def test_neighbours_share_out_the_steps():
         asked.append(t)
         return keeping(q, xt, t)
 
-    q, x0 = Gaussian(geometric(21, 1e-2, 0.9)), torch.zeros(4000, 1).double()
-    evaluate_some(listening, q, x0, Generator().manual_seed(0), 2)
+    q, x0 = GaussianForward(log_snr_linear(21, 1e-2, 0.9)), torch.zeros(4000, 1).double()
+    evaluate_subsampled(listening, q, x0, Generator().manual_seed(0), 2)
     t = torch.stack(asked, dim=1)  # [samples, 2]
     assert all(row.flatten().sort().values.tolist() == list(range(2, 22)) for row in t.split(10))
     assert float(t.double().std(0).max()) < 4 and bool((t[:, 1] - t[:, 0] == 10).all())
@@ -642,4 +650,4 @@ def test_neighbours_share_out_the_steps():
 
 def keeping(q, xt, t):
     """The reversal that keeps π: the forward kernel."""
-    return q.step(xt, t)
+    return q.transition(xt, t)

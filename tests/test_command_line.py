@@ -14,16 +14,18 @@ import torch
 from PIL import Image
 from torch.distributed.run import get_args_parser
 
-from dpm import __main__ as command
-from dpm import train as training
-from dpm.bound import in_bits
-from dpm.datasets import heartbeat_sequences
-from dpm.experiments import EXPERIMENTS, build, weights_path
-from dpm.files import UserError, read_tensors, write_tensors
-from dpm.forward import Binomial
-from dpm.optimum import Optimum, exact_K
-from dpm.schedules import erase_evenly
-from dpm.train import Record
+from dpm import training
+from dpm.cli import main
+from dpm.data.synthetic import heartbeat_sequences
+from dpm.errors import UserError
+from dpm.experiments.registry import EXPERIMENTS, build_model
+from dpm.experiments.shipped import weights_path
+from dpm.files import read_tensors, write_tensors
+from dpm.forward import BernoulliForward
+from dpm.ideal import IdealReverse, enumerate_ideal_K
+from dpm.schedules import linear_alpha_bar
+from dpm.training import Record
+from dpm.units import to_bits
 
 KEYS = {"experiment", "K_bits", "K_stderr_bits", "unit", "L_null_bits", "K_minus_L_null_bits", "K_optimum_bits"}
 KEYS |= {"minus_entropy_bits", "parts_bits", "T", "paper", "provenance"}
@@ -36,7 +38,7 @@ def dpm(monkeypatch, capsys):
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["dpm", *map(str, words)])
         try:
-            status = command.main()
+            status = main.main()
         except SystemExit as leave:
             status = leave.code
         return status, *capsys.readouterr()
@@ -48,7 +50,7 @@ def dpm(monkeypatch, capsys):
 def digits(tmp_path):
     """The words that name an untrained model of the digits, and few steps of it."""
     path = tmp_path / "untrained.safetensors"
-    write_tensors(path, build(EXPERIMENTS["digits"].settings["ours"]).state_dict(), {})
+    write_tensors(path, build_model(EXPERIMENTS["digits"].settings["ours"]).state_dict(), {})
     return ["digits", "--setting", "ours", "--checkpoint", path, "--T", 3, "--json"]
 
 
@@ -72,7 +74,7 @@ def test_baselines_are_saved(dpm, tmp_path, monkeypatch):
     def rivals(images, model, generator):
         return {"mcgsm_bits": float(len(images.test) + generator.initial_seed())}
 
-    monkeypatch.setattr(command, "rivals", rivals)
+    monkeypatch.setattr(main, "rivals", rivals)
     words = ["--setting", "ours", "--seed", 3, "--save", tmp_path / "b.json", "--json"]
     status, out, _ = dpm("baselines", "digits", *words)
     assert status == 0 and json.loads(out) == json.loads((tmp_path / "b.json").read_text())
@@ -95,7 +97,7 @@ def test_restoring_pictures_brings_them_nearer(dpm, digits, tmp_path, how, r):
 def few(monkeypatch):
     """Fewer held-out samples: what a report says is checked elsewhere, here only that it is made."""
     for name in EXPERIMENTS:
-        first = EXPERIMENTS[name].held_out
+        first = EXPERIMENTS[name].held_out_data
         monkeypatch.setitem(
             EXPERIMENTS, name, replace(EXPERIMENTS[name], held_out=lambda g, first=first: first(g)[:20])
         )
@@ -137,8 +139,8 @@ def test_optimum_of_another_heartbeat(dpm):
     result, points = json.loads(out), heartbeat_sequences(6, 2)
     assert status == 0 and result["minus_entropy_bits"] == pytest.approx(-1)
     assert result["minus_entropy_stderr_bits"] == 0
-    K = exact_K(Optimum(points), Binomial(erase_evenly(9), 0.5))
-    assert result["K_optimum_bits"] == pytest.approx(float(in_bits(K)), abs=1e-12)
+    K = enumerate_ideal_K(IdealReverse(points), BernoulliForward(linear_alpha_bar(9), 0.5))
+    assert result["K_optimum_bits"] == pytest.approx(float(to_bits(K)), abs=1e-12)
 
 
 def test_sequences_that_coincide_are_counted_together(dpm):
@@ -148,7 +150,7 @@ def test_sequences_that_coincide_are_counted_together(dpm):
 
 
 def test_optimum_of_the_roll_states_its_error(dpm, monkeypatch):
-    monkeypatch.setattr(command, "best_K", lambda p, q, x0, generator: torch.tensor([1.0, 3.0]))
+    monkeypatch.setattr(main, "best_K", lambda p, q, x0, generator: torch.tensor([1.0, 3.0]))
     result = json.loads(dpm("optimum", "swiss_roll", "--T", "4", "--json")[1])
     assert result["K_optimum_bits"] == pytest.approx(2 / math.log(2))
     assert result["K_optimum_stderr_bits"] == pytest.approx(1 / math.log(2))
@@ -156,8 +158,8 @@ def test_optimum_of_the_roll_states_its_error(dpm, monkeypatch):
 
 def test_schedule_writes_its_rates(dpm, tmp_path, monkeypatch):
     rates = torch.tensor([0, 1e-4, 0.1, 0.2], dtype=torch.float64)
-    monkeypatch.setattr(command, "best_schedule", lambda *args: rates)
-    monkeypatch.setattr(command, "best_K", lambda p, q, x0, generator: q.log_alpha_bar[-1:].expand(2) * rates[1:3])
+    monkeypatch.setattr(main, "best_schedule", lambda *args: rates)
+    monkeypatch.setattr(main, "best_K", lambda p, q, x0, generator: q.log_alpha_bar[-1:].expand(2) * rates[1:3])
     status, out, _ = dpm("schedule", "swiss_roll", "--T", "3", "--out", tmp_path / "rates.json", "--json")
     result = json.loads((tmp_path / "rates.json").read_text())
     assert status == 0 and result["beta"] == rates.tolist() and result["T"] == 3
@@ -230,10 +232,10 @@ def test_progress_is_in_bits_on_stderr(dpm, few, tmp_path, monkeypatch):
             seen.append(record)
             yield record
 
-    monkeypatch.setattr(command, "train", watched)
+    monkeypatch.setattr(main, "train", watched)
     _, out, err = dpm("train", "swiss_roll", "--steps", 60, "--out", tmp_path, "--json")
     assert json.loads(out) and [record.step for record in seen] == [50, 60]
-    assert f"K {float(in_bits(torch.tensor(seen[-1].K))):.3f} bits" in err.split("\r")[-1]
+    assert f"K {float(to_bits(torch.tensor(seen[-1].K))):.3f} bits" in err.split("\r")[-1]
 
 
 def interrupted(run, draw, batch, steps, rate, checkpoint, precision, at_once):
@@ -248,7 +250,7 @@ def interrupted(run, draw, batch, steps, rate, checkpoint, precision, at_once):
 def test_ctrl_c_is_one_line_that_says_how_to_go_on(dpm, few, tmp_path, monkeypatch):
     words = ["train", "swiss_roll", "--steps", 5, "--out", tmp_path, "--json"]
     with monkeypatch.context() as patch:
-        patch.setattr(command, "train", interrupted)
+        patch.setattr(main, "train", interrupted)
         status, out, err = dpm(*words)
     bar, message = re.split(r"[\r\n]+", err.strip())[-2:]
     assert (
@@ -265,7 +267,7 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(dpm, few, tmp_path, monkeypat
 def test_a_run_that_lost_nothing_may_begin_again(dpm, few, tmp_path, monkeypatch):
     words = ["train", "swiss_roll", "--steps", 3, "--out", tmp_path]
     with monkeypatch.context() as patch:
-        patch.setattr(command, "train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(main, "train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert dpm(*words)[0] == 130
     assert dpm(*words)[0] == 0
 
@@ -280,7 +282,7 @@ def test_a_disk_that_fills_up_while_training_spares_the_checkpoint(dpm, few, tmp
 
     monkeypatch.setattr(os, "fsync", fill)
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
-    monkeypatch.setattr(training, "RECORD_STEPS", 2)
+    monkeypatch.setattr(training, "RECORD_EVERY", 2)
     status, out, err = dpm("train", "swiss_roll", "--steps", 9, "--out", tmp_path)
     assert status == 2 and out == "" and os.listdir(tmp_path) == ["checkpoint.safetensors"]
     assert re.split(r"[\r\n]+", err.strip())[-1].startswith("dpm: cannot write") and "No space left" in err
@@ -290,7 +292,7 @@ def test_a_disk_that_fills_up_while_training_spares_the_checkpoint(dpm, few, tmp
 
 def test_a_place_that_cannot_be_written_is_noticed_before_the_work(dpm, tmp_path, monkeypatch):
     for work in ("train", "sample"):
-        monkeypatch.setattr(command, work, lambda *_: pytest.fail("worked first"))
+        monkeypatch.setattr(main, work, lambda *_: pytest.fail("worked first"))
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.png").mkdir()
     training, drawing = ["train", "swiss_roll"], ["sample", "heartbeat", "--setting", "ours"]
@@ -318,7 +320,7 @@ def test_sample_draws_a_picture_of_possible_data(dpm, tmp_path):
 def test_samples_of_an_untrained_model_are_told_from_data(dpm, tmp_path):
     for name, number, most in (("swiss_roll", "mean_log_q_bits", -100), ("heartbeat", "possible_share", 0.1)):
         path = tmp_path / f"{name}.safetensors"
-        write_tensors(path, build(EXPERIMENTS[name].settings["ours"]).state_dict(), {})
+        write_tensors(path, build_model(EXPERIMENTS[name].settings["ours"]).state_dict(), {})
         _, out, _ = dpm("sample", name, "--setting", "ours", "--checkpoint", path, "-n", 50, "--T", 20, "--json")
         assert json.loads(out)[number] < most
 
@@ -337,7 +339,7 @@ def test_as_many_steps_as_the_model_has_are_its_own(dpm, tmp_path):
     [(torch.OutOfMemoryError, 2, "smaller --at-once"), (BrokenPipeError, 1, ""), (KeyboardInterrupt, 130, "stopped")],
 )
 def test_trouble_is_one_line_at_most(dpm, monkeypatch, trouble, status, said):
-    monkeypatch.setattr(command, "choose", lambda *_: (_ for _ in ()).throw(trouble()))
+    monkeypatch.setattr(main, "choose", lambda *_: (_ for _ in ()).throw(trouble()))
     monkeypatch.setattr(os, "dup2", lambda *_: None)
     found, out, err = dpm("evaluate", "heartbeat")
     assert found == status and out == "" and said in err and err.count("\n") == bool(said)
@@ -445,7 +447,7 @@ def test_a_mistake_is_one_clear_line_and_status_2(mistake, dpm, tmp_path, monkey
 
 
 def test_defaults_of_the_command_line():
-    words = lambda *w: vars(command.parser().parse_args([*w]))  # noqa: E731
+    words = lambda *w: vars(main.parser().parse_args([*w]))  # noqa: E731
     assert words("evaluate", "x")["setting"] == words("train", "x")["setting"] == "paper"
     assert words("sample", "x")["n"] == words("denoise", "x")["n"] == 16 and words("baselines", "x")["n"] == 10_000
     assert words("denoise", "x")["r"] == "constant" and words("denoise", "x")["variance"] == 1
@@ -469,8 +471,8 @@ def test_whole_pictures_are_restored_where_there_are_some(dpm, digits, monkeypat
 def test_the_rival_of_a_schedule_is_the_best_geometric_one(dpm, monkeypatch):
     """With log of the last noise level in the place of K*: that of the rates given, less that of the end at 0.95."""
     rates = torch.tensor([0, 1e-4, 0.1, 0.2], dtype=torch.float64)
-    monkeypatch.setattr(command, "best_schedule", lambda *_: rates)
-    monkeypatch.setattr(command, "best_K", lambda p, q, *_: q.noise_level[-1].log() * math.log(2) * torch.ones(2))
+    monkeypatch.setattr(main, "best_schedule", lambda *_: rates)
+    monkeypatch.setattr(main, "best_K", lambda p, q, *_: q.noise_variance[-1].log() * math.log(2) * torch.ones(2))
     found = json.loads(dpm("schedule", "swiss_roll", "--T", 3, "--json")[1])["over_best_geometric_bits"]
     assert found == pytest.approx(math.log(1 - (1 - 1e-4) * 0.9 * 0.8) - math.log(0.95))
 
@@ -480,12 +482,12 @@ def test_progress_on_pictures_is_in_bits_a_pixel(dpm, tmp_path, monkeypatch):
         yield Record(1, -64 * math.log(2))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "train", one)
+    monkeypatch.setattr(main, "train", one)
     status, _, err = dpm("train", "digits", "--setting", "ours", "--device", "cpu", "--out", tmp_path / "x")
     assert status == 130 and "K -1.000 bits/pixel" in err
 
 
 def test_evaluate_hands_on_its_seed(dpm, monkeypatch):
-    monkeypatch.setattr(command, "load", lambda *_: None)
-    monkeypatch.setattr(command, "report", lambda experiment, model, seed=0: {"seed": seed})
+    monkeypatch.setattr(main, "load", lambda *_: None)
+    monkeypatch.setattr(main, "report", lambda experiment, model, seed=0: {"seed": seed})
     assert json.loads(dpm("evaluate", "heartbeat", "--seed", 7, "--device", "cpu", "--json")[1])["seed"] == 7

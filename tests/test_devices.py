@@ -6,15 +6,15 @@ from torch import Generator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dpm.baselines import MCGSM, WIDTHS, log_parzen
-from dpm.entropy import log_density
-from dpm.experiments import EXPERIMENTS, build
-from dpm.forward import Gaussian
-from dpm.optimum import Optimum
-from dpm.posterior import Smooth
-from dpm.results import lost_at_the_edge
-from dpm.schedules import from_alpha_bar, geometric
-from dpm.train import Objective
+from dpm.baselines import BANDWIDTHS, MCGSM, log_parzen
+from dpm.entropy import log_marginal_density
+from dpm.evaluation import edge_step_loss
+from dpm.experiments.registry import EXPERIMENTS, build_model
+from dpm.forward import GaussianForward
+from dpm.ideal import IdealReverse
+from dpm.posterior import GradientGuidance
+from dpm.schedules import beta_from_alpha_bar, log_snr_linear
+from dpm.training import Objective
 
 COPIES = {"_to_copy", "copy_"}
 
@@ -43,19 +43,19 @@ def test_two_devices_are_refused_here_as_a_gpu_would():
 @pytest.mark.parametrize(
     "compute",
     [
-        lambda q: log_density(q, there(5, 2), there(4, 2), 1),
-        lambda q: log_parzen(there(4, 3), there(6, 3), WIDTHS),
+        lambda q: log_marginal_density(q, there(5, 2), there(4, 2), 1),
+        lambda q: log_parzen(there(4, 3), there(6, 3), BANDWIDTHS),
         lambda q: MCGSM(torch.rand(50, 25).double(), Generator()).to("meta")(there(50, 25)),
-        lambda q: from_alpha_bar(there(10)),
-        lambda q: Smooth(lambda x: x.sum(1), share=0.5).log(there(4, 2)),
-        lambda q: Optimum(torch.zeros(5, 2)).moments(q, there(4, 2), there(4).long())[0],
-        lambda q: Optimum(torch.zeros(5, 2)).log_probability(there(4, 2)),
-        lambda q: lost_at_the_edge(Optimum(torch.zeros(5, 2)), q, there(4, 2), Generator()),
+        lambda q: beta_from_alpha_bar(there(10)),
+        lambda q: GradientGuidance(lambda x: x.sum(1), power=0.5).log_prob(there(4, 2)),
+        lambda q: IdealReverse(torch.zeros(5, 2)).predict_x0(q, there(4, 2), there(4).long())[0],
+        lambda q: IdealReverse(torch.zeros(5, 2)).log_prob(there(4, 2)),
+        lambda q: edge_step_loss(IdealReverse(torch.zeros(5, 2)), q, there(4, 2), Generator()),
     ],
     ids=["log_density", "log_parzen", "MCGSM", "from_alpha_bar", "Smooth", "moments", "log_probability", "edge"],
 )
 def test_what_is_computed_stays_on_its_device(compute):
-    q = Gaussian(geometric(10, 1e-3, 0.99).to("meta"))
+    q = GaussianForward(log_snr_linear(10, 1e-3, 0.99).to("meta"))
     with OneDevice():
         assert compute(q).device.type == "meta"
 
@@ -66,7 +66,7 @@ def test_what_is_computed_stays_on_its_device(compute):
 )
 def test_a_training_step_stays_on_its_device(name, setting):
     experiment = EXPERIMENTS[name]
-    model = build(experiment.settings[setting]).to("meta")
+    model = build_model(experiment.settings[setting]).to("meta")
     x0 = there(4, *experiment.shape).float()
     with OneDevice():
         loss = Objective(model)(x0, there(4).long(), there(*x0.shape).float())

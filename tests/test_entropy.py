@@ -8,11 +8,11 @@ from torch import Generator
 from torch.distributions import kl_divergence
 
 from dpm import entropy
-from dpm.bound import mean_and_error, per_sample
-from dpm.datasets import heartbeat, heartbeat_sequences, roll_points, swiss_roll
-from dpm.forward import Binomial, Gaussian
-from dpm.optimum import BlurredOptimum, Optimum
-from dpm.schedules import erase_evenly, geometric
+from dpm.data.synthetic import heartbeat, heartbeat_sequences, swiss_roll, swiss_roll_points
+from dpm.forward import BernoulliForward, GaussianForward, sum_except_batch
+from dpm.ideal import IdealMixtureReverse, IdealReverse
+from dpm.schedules import linear_alpha_bar, log_snr_linear
+from dpm.units import mean_and_stderr
 
 RATES = [0.5, 0.2]
 LINE = torch.linspace(-12, 12, 4801, dtype=torch.float64)[:, None]
@@ -43,7 +43,7 @@ def entropy_of(probabilities):
 def step_matrix(q, t, length):
     """T_π(x^t | x^{t−1}; β_t) between all states of `length` bits, as Table App.1 prints it: a Kronecker power."""
     beta = float(q.beta[t])
-    on = [x * (1 - beta) + q.rate * beta for x in (0, 1)]
+    on = [x * (1 - beta) + q.prior_prob * beta for x in (0, 1)]
     bit, matrix = real(*[[1 - r, r] for r in on]), torch.ones(1, 1, dtype=torch.float64)
     for _ in range(length):
         matrix = torch.kron(matrix, bit)
@@ -69,10 +69,10 @@ POINTS = [
 
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("points", POINTS, ids=range(3))
-@pytest.mark.parametrize("beta", [erase_evenly(4), random_rates(4)], ids=["even", "random"])
+@pytest.mark.parametrize("beta", [linear_alpha_bar(4), random_rates(4)], ids=["even", "random"])
 def test_bits_by_the_joint_table(rate, points, beta):
     """(25)-(27) and both sides of (24), (36), at every t, for data that match π and data that do not."""
-    q = Binomial(beta, rate)
+    q = BernoulliForward(beta, rate)
     for t in range(1, 5):
         table = joint(q, points, t)
         pair, x0_before, x0_after = table.sum(0), table.sum(2), table.sum(1)
@@ -82,10 +82,10 @@ def test_bits_by_the_joint_table(rate, points, beta):
         start = entropy_of(table.sum((1, 2)))
         lower = upper + entropy_of(x0_before) - start - (entropy_of(x0_after) - start)
         given_both = entropy_of(table) - entropy_of(x0_after)
-        assert torch.isclose(entropy.upper(q, points, steps(t, points)).mean(), upper, atol=1e-12)
-        assert torch.isclose(entropy.lower(q, points, steps(t, points)).mean(), lower, atol=1e-12)
+        assert torch.isclose(entropy.entropy_upper_bound(q, points, steps(t, points)).mean(), upper, atol=1e-12)
+        assert torch.isclose(entropy.entropy_lower_bound(q, points, steps(t, points)).mean(), lower, atol=1e-12)
         assert torch.isclose(lower, given_both, atol=1e-12)
-        assert torch.isclose(entropy.exact(q, points, t, states(3)), truth, atol=1e-12)
+        assert torch.isclose(entropy.entropy_exact(q, points, t, states(3)), truth, atol=1e-12)
         assert lower <= truth + 1e-12
         forgotten = entropy_of(x0_after) - entropy_of(after) - (entropy_of(x0_before) - entropy_of(before))
         assert forgotten >= -1e-12  # (31)
@@ -95,58 +95,61 @@ def test_bits_by_the_joint_table(rate, points, beta):
 @pytest.mark.parametrize("rate", RATES)
 def test_mismatch_is_the_change_of_the_cross_entropy(rate):
     """H(X^t) − H(X^{t−1}) = [fall of KL to π] − mismatch, and the KL never rises; for bits, by the joint table."""
-    q, every = Binomial(random_rates(4), rate), states(3)
-    log_prior = per_sample(q.prior(every).log_prob(every))
+    q, every = BernoulliForward(random_rates(4), rate), states(3)
+    log_prior = sum_except_batch(q.prior(every).log_prob(every))
     for points in POINTS:
         for t in range(1, 5):
             before, after = (joint(q, points, t).sum(0).sum(axis) for axis in (1, 0))
-            mismatch = entropy.mismatch(q, points, steps(t, points)).mean()
+            mismatch = entropy.prior_cross_entropy_gap_of_step(q, points, steps(t, points)).mean()
             assert torch.isclose(mismatch, after @ log_prior - before @ log_prior, atol=1e-12)
             rise = entropy_of(after) - entropy_of(before)
             fall = (before @ log_prior + entropy_of(before)) - (after @ log_prior + entropy_of(after))
             assert torch.isclose(rise, -fall - mismatch, atol=1e-12) and fall <= 1e-12
-            upper = entropy.upper(q, points, steps(t, points)).mean()
-            assert entropy.exact(q, points, t, every) <= upper + mismatch + 1e-12
+            upper = entropy.entropy_upper_bound(q, points, steps(t, points)).mean()
+            assert entropy.entropy_exact(q, points, t, every) <= upper + mismatch + 1e-12
 
 
 @pytest.mark.parametrize(("mean", "square"), [(0.0, 1.0), (0.0, 4.0), (1.5, 0.3)])
-@pytest.mark.parametrize("beta", [geometric(10, 1e-2, 0.99), erase_evenly(5), random_rates(7)], ids=range(3))
+@pytest.mark.parametrize("beta", [log_snr_linear(10, 1e-2, 0.99), linear_alpha_bar(5), random_rates(7)], ids=range(3))
 def test_gaussian_data_in_closed_form(mean, square, beta):
     """x⁰ ~ N(mean, square): H(X^{t−1}|X^t) from the variance of the reversal, which is Gaussian too."""
-    q, point = Gaussian(beta), real([mean])
+    q, point = GaussianForward(beta), real([mean])
     for t in range(1, q.T + 1):
-        before, after = (float(q.alpha_bar[s] * square + q.noise_level[s]) for s in (t - 1, t))
+        before, after = (float(q.alpha_bar[s] * square + q.noise_variance[s]) for s in (t - 1, t))
         b = float(q.beta[t])
         closed = 0.5 * math.log(2 * math.pi * math.e * before * b / after)
-        upper = entropy.upper(q, point, steps(t, point))[0]
+        upper = entropy.entropy_upper_bound(q, point, steps(t, point))[0]
         assert torch.isclose(upper, real(0.5 * math.log(2 * math.pi * math.e * b)), atol=1e-12)
-        assert torch.isclose(entropy.exact(q, point, t, LINE, CELL, square), real(closed), atol=1e-10)
-        second = [float(q.alpha_bar[s]) * (mean**2 + square) + float(q.noise_level[s]) for s in (t - 1, t)]
+        assert torch.isclose(entropy.entropy_exact(q, point, t, LINE, CELL, square), real(closed), atol=1e-10)
+        second = [float(q.alpha_bar[s]) * (mean**2 + square) + float(q.noise_variance[s]) for s in (t - 1, t)]
         blur = square / 2 * float(q.alpha_bar[t] - q.alpha_bar[t - 1])  # the point alone has no variance of its own
-        mismatch = entropy.mismatch(q, point, steps(t, point))[0] - blur
+        mismatch = entropy.prior_cross_entropy_gap_of_step(q, point, steps(t, point))[0] - blur
         assert torch.isclose(mismatch, real((second[0] - second[1]) / 2), atol=1e-12)
         assert closed <= float(upper + mismatch) + 1e-12
 
 
 def test_gaussian_lower_side_is_the_entropy_of_the_posterior():
-    q, x0 = Gaussian(random_rates(7)), torch.randn(6, 3, generator=Generator().manual_seed(1), dtype=torch.float64)
+    q, x0 = (
+        GaussianForward(random_rates(7)),
+        torch.randn(6, 3, generator=Generator().manual_seed(1), dtype=torch.float64),
+    )
     t = torch.arange(2, 8)
-    by_bayes = per_sample(q.posterior(torch.zeros_like(x0), x0, t).entropy())
-    assert torch.allclose(entropy.lower(q, x0, t), by_bayes, atol=1e-12)
+    by_bayes = sum_except_batch(q.posterior(torch.zeros_like(x0), x0, t).entropy())
+    assert torch.allclose(entropy.entropy_lower_bound(q, x0, t), by_bayes, atol=1e-12)
 
 
 def test_mixture_on_the_line_by_a_double_integral():
     """H(X^{t−1}|X^t) = −∫∫ q(x^{t−1}, x^t) log q(x^{t−1}|x^t), with no use of (27)."""
-    q, points, variance = Gaussian(erase_evenly(5)), real([-0.9], [0.4], [1.1]), 0.05
+    q, points, variance = GaussianForward(linear_alpha_bar(5)), real([-0.9], [0.4], [1.1]), 0.05
     line = torch.linspace(-7, 7, 1201, dtype=torch.float64)[:, None]
     cell = float(line[1] - line[0])
     for t in range(1, 6):
-        before = entropy.log_density(q, points, line, t - 1, variance)
-        pair = before[:, None] + q.step(line, steps(t, line)).log_prob(line.T)
+        before = entropy.log_marginal_density(q, points, line, t - 1, variance)
+        pair = before[:, None] + q.transition(line, steps(t, line)).log_prob(line.T)
         after = torch.logsumexp(pair + math.log(cell), dim=0)
         direct = -(pair.exp() * (pair - after)).sum() * cell**2
-        assert torch.isclose(entropy.exact(q, points, t, LINE, CELL, variance), direct, atol=1e-10)
-        assert torch.allclose(after, entropy.log_density(q, points, line, t, variance), atol=1e-8)
+        assert torch.isclose(entropy.entropy_exact(q, points, t, LINE, CELL, variance), direct, atol=1e-10)
+        assert torch.allclose(after, entropy.log_marginal_density(q, points, line, t, variance), atol=1e-8)
 
 
 def heartbeat_grid(rows):
@@ -157,19 +160,22 @@ def heartbeat_grid(rows):
 
 
 def test_states_that_look_alike_may_share_a_place():
-    q, points = Binomial(erase_evenly(6), 0.2), heartbeat_sequences(10)
+    q, points = BernoulliForward(linear_alpha_bar(6), 0.2), heartbeat_sequences(10)
     for t in range(1, 7):
-        together = entropy.exact(q, points, t, *heartbeat_grid(2))
-        assert torch.isclose(together, entropy.exact(q, points, t, states(10)), atol=1e-12)
+        together = entropy.entropy_exact(q, points, t, *heartbeat_grid(2))
+        assert torch.isclose(together, entropy.entropy_exact(q, points, t, states(10)), atol=1e-12)
 
 
 @pytest.mark.parametrize("T", [5, 40, 300])
 def test_heartbeat_lies_between(T):
     """(24) at every t for the paper's data and prior; over the chain the two sides lie H_π apart, log 5 of it below."""
-    q, points = Binomial(erase_evenly(T), 0.2), heartbeat_sequences()
+    q, points = BernoulliForward(linear_alpha_bar(T), 0.2), heartbeat_sequences()
     t = torch.arange(1, T + 1).repeat_interleave(5)
-    lower, upper = (side(q, points.repeat(T, 1), t).reshape(T, 5).mean(1) for side in (entropy.lower, entropy.upper))
-    truth = torch.stack([entropy.exact(q, points, s, *heartbeat_grid(4)) for s in range(1, T + 1)])
+    lower, upper = (
+        side(q, points.repeat(T, 1), t).reshape(T, 5).mean(1)
+        for side in (entropy.entropy_lower_bound, entropy.entropy_upper_bound)
+    )
+    truth = torch.stack([entropy.entropy_exact(q, points, s, *heartbeat_grid(4)) for s in range(1, T + 1)])
     assert torch.all(lower <= truth + 1e-11) and torch.all(truth <= upper + 1e-11)
     prior = 20 * float(entropy_of(real(0.2, 0.8)))
     assert math.isclose(float((upper - lower).sum()), prior, abs_tol=1e-10)
@@ -178,9 +184,9 @@ def test_heartbeat_lies_between(T):
 
 
 def test_sides_know_of_the_data_only_the_mean_activity():
-    q = Binomial(random_rates(5), 0.2)
+    q = BernoulliForward(random_rates(5), 0.2)
     same, other = real([1, 0, 0, 0, 0], [0, 0, 1, 0, 0]), real([1, 1, 0, 0, 0], [0, 0, 1, 1, 0])
-    for side in (entropy.upper, entropy.lower, entropy.mismatch):
+    for side in (entropy.entropy_upper_bound, entropy.entropy_lower_bound, entropy.prior_cross_entropy_gap_of_step):
         for t in range(2, 6):
             values = side(q, same, steps(t, same))
             assert torch.isclose(values[0], values[1], atol=1e-13)
@@ -191,75 +197,80 @@ def test_first_step():
     """Nothing is left open by x⁰ itself: 0 for bits, −∞ for reals."""
     for rate in RATES:
         assert torch.allclose(
-            entropy.lower(Binomial(erase_evenly(9), rate), POINTS[0], torch.ones(2).long()), real(0.0, 0.0), atol=1e-13
+            entropy.entropy_lower_bound(BernoulliForward(linear_alpha_bar(9), rate), POINTS[0], torch.ones(2).long()),
+            real(0.0, 0.0),
+            atol=1e-13,
         )
-    first = entropy.lower(Gaussian(erase_evenly(9)), real([0.3, 1.0]), torch.ones(1).long())
+    first = entropy.entropy_lower_bound(GaussianForward(linear_alpha_bar(9)), real([0.3, 1.0]), torch.ones(1).long())
     assert first[0] == -math.inf
 
 
 @pytest.mark.parametrize("t", [2, 3, 4])
 def test_what_the_lower_side_misses_is_the_kl_of_a_perfect_reversal(t):
     """E KL( q(x^{t−1}|x^t,x⁰) ‖ q(x^{t−1}|x^t) ) of (14): for one bit the optimum is exact."""
-    q, points = Binomial(random_rates(4), 0.2), real([0.0], [1.0], [1.0])
+    q, points = BernoulliForward(random_rates(4), 0.2), real([0.0], [1.0], [1.0])
     kl = 0.0
     for x0 in points:
         xt, start = states(1), x0.expand(2, 1)
         weight = q.marginal(start, steps(t, xt)).log_prob(xt)[:, 0].exp()
-        law = kl_divergence(q.posterior(xt, start, steps(t, xt)), Optimum(points)(q, xt, steps(t, xt)))
+        law = kl_divergence(q.posterior(xt, start, steps(t, xt)), IdealReverse(points)(q, xt, steps(t, xt)))
         kl += float(weight @ law[:, 0]) / 3
-    lower = entropy.lower(q, points, steps(t, points)).mean()
-    assert math.isclose(float(entropy.exact(q, points, t, states(1)) - lower), kl, abs_tol=1e-12)
+    lower = entropy.entropy_lower_bound(q, points, steps(t, points)).mean()
+    assert math.isclose(float(entropy.entropy_exact(q, points, t, states(1)) - lower), kl, abs_tol=1e-12)
 
 
 def test_draws_agree_with_the_sum_over_states():
-    generator, q = Generator().manual_seed(0), Binomial(erase_evenly(20), 0.2)
+    generator, q = Generator().manual_seed(0), BernoulliForward(linear_alpha_bar(20), 0.2)
     for t in (1, 2, 10, 19, 20):
-        values = entropy.sampled(q, heartbeat_sequences(), heartbeat(20_000, generator), t, generator)
-        mean, error = mean_and_error(values)
-        truth = entropy.exact(q, heartbeat_sequences(), t, *heartbeat_grid(4))
+        values = entropy.entropy_sampled(q, heartbeat_sequences(), heartbeat(20_000, generator), t, generator)
+        mean, error = mean_and_stderr(values)
+        truth = entropy.entropy_exact(q, heartbeat_sequences(), t, *heartbeat_grid(4))
         assert abs(mean - float(truth)) < 4 * error + 1e-9 and error < 0.02
 
 
 def test_draws_of_gaussian_data_agree_with_the_closed_form():
-    generator, q, square = Generator().manual_seed(0), Gaussian(erase_evenly(8)), 2.0
+    generator, q, square = Generator().manual_seed(0), GaussianForward(linear_alpha_bar(8)), 2.0
     x0 = math.sqrt(square) * torch.randn(20_000, 1, generator=generator, dtype=torch.float64)
     for t in (1, 4, 8):
-        before, after = (float(q.alpha_bar[s] * square + q.noise_level[s]) for s in (t - 1, t))
+        before, after = (float(q.alpha_bar[s] * square + q.noise_variance[s]) for s in (t - 1, t))
         closed = 0.5 * math.log(2 * math.pi * math.e * before * float(q.beta[t]) / after)
-        mean, error = mean_and_error(entropy.sampled(q, real([0.0]), x0, t, generator, square))
+        mean, error = mean_and_stderr(entropy.entropy_sampled(q, real([0.0]), x0, t, generator, square))
         assert abs(mean - closed) < 4 * error < 0.06
 
 
 def test_swiss_roll_lies_between():
-    generator, q = Generator().manual_seed(0), Gaussian(geometric(40, 1e-4, 0.995))
+    generator, q = Generator().manual_seed(0), GaussianForward(log_snr_linear(40, 1e-4, 0.995))
     x0 = swiss_roll(400, generator)
     for t in (2, 12, 20):
-        mean, error = mean_and_error(entropy.sampled(q, roll_points(800), x0, t, generator, 0.02**2))
-        lower, upper = (float(side(q, x0, steps(t, x0)).mean()) for side in (entropy.lower, entropy.upper))
+        mean, error = mean_and_stderr(entropy.entropy_sampled(q, swiss_roll_points(800), x0, t, generator, 0.02**2))
+        lower, upper = (
+            float(side(q, x0, steps(t, x0)).mean())
+            for side in (entropy.entropy_lower_bound, entropy.entropy_upper_bound)
+        )
         assert lower - 4 * error < mean < upper + 4 * error
         assert upper - lower > 4 * error
 
 
 def test_density_is_the_optimums():
     """log q(x⁰) of the blurred roll, by this file and by optimum.py."""
-    x0, points = swiss_roll(50, Generator().manual_seed(0)), roll_points(800)
-    q = Gaussian(geometric(40, 1e-4, 0.995))
-    ours = entropy.log_density(q, points, x0, 0, 0.02**2)
-    assert torch.allclose(ours, BlurredOptimum(points, 0.02**2).log_probability(x0), atol=1e-9)
+    x0, points = swiss_roll(50, Generator().manual_seed(0)), swiss_roll_points(800)
+    q = GaussianForward(log_snr_linear(40, 1e-4, 0.995))
+    ours = entropy.log_marginal_density(q, points, x0, 0, 0.02**2)
+    assert torch.allclose(ours, IdealMixtureReverse(points, 0.02**2).log_prob(x0), atol=1e-9)
     bits = heartbeat_sequences()
-    q = Binomial(erase_evenly(5), 0.2)
-    assert torch.allclose(entropy.log_density(q, bits, bits, 0), Optimum(bits).log_probability(bits), atol=1e-13)
+    q = BernoulliForward(linear_alpha_bar(5), 0.2)
+    assert torch.allclose(entropy.log_marginal_density(q, bits, bits, 0), IdealReverse(bits).log_prob(bits), atol=1e-13)
 
 
 @pytest.mark.parametrize(("rate", "ones", "holds"), [(0.2, 1, True), (0.2, 0, True), (0.2, 2, False), (0.5, 4, True)])
 def test_when_entropy_never_falls(rate, ones, holds):
     """(28) along a fine chain of five equal bits of `ones`/5 activity: at rate 0.2 up to 0.2, at 0.5 always."""
-    q, points = Binomial(erase_evenly(200), rate), (torch.arange(5) < ones).double()[:, None]
-    H = torch.stack([entropy.state_entropy(q, points, t, states(1)) for t in range(201)])
+    q, points = BernoulliForward(linear_alpha_bar(200), rate), (torch.arange(5) < ones).double()[:, None]
+    H = torch.stack([entropy.marginal_entropy(q, points, t, states(1)) for t in range(201)])
     assert bool((H.diff() >= -1e-13).all()) == holds
     below = []  # (29)-(30), the entropy of a step back from the joint table
     for t in range(1, 201, 20):
         pair = joint(q, points, t).sum(0)
         back = entropy_of(pair) - entropy_of(pair.sum(0))
-        below.append(bool(back <= entropy.upper(q, points, steps(t, points)).mean() + 1e-12))
+        below.append(bool(back <= entropy.entropy_upper_bound(q, points, steps(t, points)).mean() + 1e-12))
     assert all(below) == holds

@@ -7,29 +7,24 @@ import pytest
 import torch
 from torch import Generator
 
-from dpm import datasets
-from dpm.bound import in_bits, log_null, mean_and_error
-from dpm.experiments import (
-    BETA_1,
-    EXPERIMENTS,
-    build,
-    choose,
-    load,
-    roll_schedule,
-    schedule_path,
-    weights_path,
-)
-from dpm.files import UserError, write_tensors
-from dpm.forward import Gaussian
-from dpm.optimum import BlurredOptimum
-from dpm.schedules import geometric
+from dpm.bound import log_null
+from dpm.data import sets
+from dpm.errors import UserError
+from dpm.experiments.registry import EXPERIMENTS, build_model, get_experiment, load_model
+from dpm.experiments.shipped import schedule_path, weights_path
+from dpm.experiments.swiss_roll import BETA_1, roll_schedule
+from dpm.files import write_tensors
+from dpm.forward import GaussianForward
+from dpm.ideal import IdealMixtureReverse
+from dpm.schedules import log_snr_linear
+from dpm.units import mean_and_stderr, to_bits
 
 SETTINGS = [(name, setting) for name in EXPERIMENTS for setting in EXPERIMENTS[name].settings]
 
 
 def test_choose_finds_every_experiment_and_setting():
     for name, setting in SETTINGS:
-        experiment, chosen = choose(name, setting)
+        experiment, chosen = get_experiment(name, setting)
         assert experiment is EXPERIMENTS[name] and chosen is experiment.settings[setting]
     assert {name for name, _ in SETTINGS} >= {"swiss_roll", "heartbeat", "digits"}
     assert all("paper" in experiment.settings and len(experiment.settings) == 2 for experiment in EXPERIMENTS.values())
@@ -37,16 +32,16 @@ def test_choose_finds_every_experiment_and_setting():
 
 @pytest.mark.parametrize("setting", ["paper", "cpu"])
 def test_a_network_of_bark_takes_the_whole_picture_that_is_restored(setting):
-    model = build(EXPERIMENTS["bark"].settings[setting]).to("meta")
+    model = build_model(EXPERIMENTS["bark"].settings[setting]).to("meta")
     x = torch.empty(1, 1, 300, 300, device="meta")
-    assert model.p(model.q(), x, torch.ones(1, dtype=torch.long, device="meta")).mean.shape == x.shape
+    assert model.p(model.forward_process(), x, torch.ones(1, dtype=torch.long, device="meta")).mean.shape == x.shape
 
 
 def test_choose_names_what_there_is_when_asked_for_something_else():
     with pytest.raises(UserError, match=r"'roll'.*swiss_roll.*heartbeat"):
-        choose("roll", "paper")
+        get_experiment("roll", "paper")
     with pytest.raises(UserError, match=r"heartbeat.*'best'.*paper.*ours"):
-        choose("heartbeat", "best")
+        get_experiment("heartbeat", "best")
 
 
 def test_the_paper_s_numbers_are_those_of_table_1_with_the_L_null_of_our_chains():
@@ -54,7 +49,7 @@ def test_the_paper_s_numbers_are_those_of_table_1_with_the_L_null_of_our_chains(
     for name, digits in (("heartbeat", 1e-3), ("swiss_roll", 1e-2)):
         experiment = EXPERIMENTS[name]
         x0 = experiment.draw(20_000, Generator().manual_seed(0))
-        null = float(in_bits(log_null(experiment.chain(3), x0)).mean())
+        null = float(to_bits(log_null(experiment.forward_process(3), x0)).mean())
         printed = experiment.paper["K"] - experiment.paper["K_minus_L_null"]
         assert null == pytest.approx(printed, abs=digits + 0.02 * (name == "swiss_roll"))
 
@@ -68,72 +63,72 @@ def test_roll_schedule_starts_at_the_fixed_rate_and_leaves_one_half_per_cent():
 def test_the_optimum_of_an_experiment_knows_the_law_of_its_data():
     """Every heartbeat drawn has −log 5; on the roll no wider or narrower blur is more likely, by 5 standard errors."""
     beats = EXPERIMENTS["heartbeat"]
-    log_q = beats.optimum.log_probability(beats.draw(50, Generator().manual_seed(0)))
+    log_q = beats.ideal.log_prob(beats.draw(50, Generator().manual_seed(0)))
     assert log_q.tolist() == pytest.approx([-math.log(5)] * 50, abs=1e-12)
     roll = EXPERIMENTS["swiss_roll"]
     x0 = roll.draw(3_000, Generator().manual_seed(0))
-    log_q = roll.optimum.log_probability(x0)
+    log_q = roll.ideal.log_prob(x0)
     for factor in (0.67, 1.5):
-        other = BlurredOptimum(roll.optimum.points, factor * roll.optimum.variance)
-        gain, error = mean_and_error(log_q - other.log_probability(x0))
+        other = IdealMixtureReverse(roll.ideal.points, factor * roll.ideal.variance)
+        gain, error = mean_and_stderr(log_q - other.log_prob(x0))
         assert gain > 5 * error
 
 
 @pytest.mark.parametrize(("name", "setting"), SETTINGS)
 def test_every_setting_builds_the_chain_of_its_experiment(name, setting):
-    experiment, chosen = choose(name, setting)
-    q, chain = build(chosen).q(), experiment.chain(experiment.T)
+    experiment, chosen = get_experiment(name, setting)
+    q, chain = build_model(chosen).forward_process(), experiment.forward_process(experiment.T)
     assert type(q) is type(chain) and q.T == experiment.T
     if (name, setting) == ("swiss_roll", "ours"):  # it has a schedule of its own, from the same β_1
-        chain = Gaussian(torch.tensor(json.loads(schedule_path(name).read_text())["beta"], dtype=torch.float64))
+        chain = GaussianForward(torch.tensor(json.loads(schedule_path(name).read_text())["beta"], dtype=torch.float64))
     if (name, setting) == ("mnist", "cpu"):  # half of its steps lie where a denoiser of its own answers
-        assert int((q.noise_level > build(chosen).p.denoiser.at).sum()) in (q.T // 2 - 1, q.T // 2)
-        chain = Gaussian(geometric(q.T, 1e-7, 0.73, 0.999))
+        assert int((q.noise_variance > build_model(chosen).p.predict_x0.at).sum()) in (q.T // 2 - 1, q.T // 2)
+        chain = GaussianForward(log_snr_linear(q.T, 1e-7, 0.73, 0.999))
     assert torch.allclose(q.beta, chain.beta, rtol=1e-12, atol=0) and float(q.beta[1].detach()) == float(chain.beta[1])
     assert chosen.batch % (q.T - 1) == 0 or chosen.batch < q.T - 1
     x0 = torch.ones(2, *experiment.shape, dtype=torch.float64)
     t = torch.tensor([2, q.T])
-    law = build(chosen).p(q, x0, t)
+    law = build_model(chosen).p(q, x0, t)
     assert law.mean.shape == x0.shape and bool(law.mean.isfinite().all())
-    kernel = q.step(x0, t)  # every model starts at the reversal that keeps π: K = L_null
+    kernel = q.transition(x0, t)  # every model starts at the reversal that keeps π: K = L_null
     assert torch.allclose(law.mean, kernel.mean, atol=1e-5) and torch.allclose(law.variance, kernel.variance, atol=1e-5)
 
 
 @pytest.mark.parametrize("setting", ["paper", "ours"])
 def test_build_depends_on_its_seed_alone(setting):
-    chosen = choose("swiss_roll", setting)[1]
+    chosen = get_experiment("swiss_roll", setting)[1]
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    first = build(chosen, 1).state_dict()
+    first = build_model(chosen, 1).state_dict()
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(6)
-    again, other = build(chosen, 1).state_dict(), build(chosen, 2).state_dict()
+    again, other = build_model(chosen, 1).state_dict(), build_model(chosen, 2).state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
 def test_load_returns_the_weights_of_a_file_frozen(tmp_path):
     """Weights as `dpm train` writes them, and the average inside a checkpoint."""
-    model = build(choose("swiss_roll", "paper")[1], seed=3)
+    model = build_model(get_experiment("swiss_roll", "paper")[1], seed=3)
     tensors = model.state_dict()
     write_tensors(tmp_path / "weights", tensors, {})
     averaged = {f"average.module.{name}": value for name, value in tensors.items()}
     write_tensors(tmp_path / "checkpoint", averaged | {"model.other": torch.zeros(2)}, {})
     for file in ("weights", "checkpoint"):
-        loaded = load("swiss_roll", "paper", tmp_path / file)
+        loaded = load_model("swiss_roll", "paper", tmp_path / file)
         assert all(torch.equal(value, tensors[name]) for name, value in loaded.state_dict().items())
         assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
 def test_load_refuses_what_is_missing_broken_or_another_model(tmp_path):
     with pytest.raises(UserError, match=r"no weights at .*nothing"):
-        load("swiss_roll", "paper", tmp_path / "nothing")
+        load_model("swiss_roll", "paper", tmp_path / "nothing")
     (tmp_path / "broken").write_bytes(b"\x08\x00")
     with pytest.raises(UserError, match="not a whole safetensors file"):
-        load("swiss_roll", "paper", tmp_path / "broken")
-    write_tensors(tmp_path / "ours", build(choose("swiss_roll", "ours")[1]).state_dict(), {})
+        load_model("swiss_roll", "paper", tmp_path / "broken")
+    write_tensors(tmp_path / "ours", build_model(get_experiment("swiss_roll", "ours")[1]).state_dict(), {})
     with pytest.raises(UserError, match="belongs to another"):
-        load("swiss_roll", "paper", tmp_path / "ours")
+        load_model("swiss_roll", "paper", tmp_path / "ours")
 
 
 def test_shipped_weights_have_a_file_for_every_setting():
@@ -150,11 +145,11 @@ def test_recorded_schedule_beats_the_geometric_ones():
 
 def test_a_readout_of_the_paper_has_ten_bumps():
     for name in ("digits", "mnist", "bark", "dead_leaves"):
-        assert build(EXPERIMENTS[name].settings["paper"]).p.network.readout.weight.shape[0] == 10
+        assert build_model(EXPERIMENTS[name].settings["paper"]).p.network.readout.weight.shape[0] == 10
 
 
 def test_own_weights_of_the_heartbeat_learn_on_a_fiftieth_of_the_scale():
-    assert build(EXPERIMENTS["heartbeat"].settings["paper"]).p.network.readout.scale == 0.02
+    assert build_model(EXPERIMENTS["heartbeat"].settings["paper"]).p.network.readout.scale == 0.02
 
 
 def test_the_paper_s_numbers_are_those_of_tables_1_and_2():
@@ -165,13 +160,13 @@ def test_the_paper_s_numbers_are_those_of_tables_1_and_2():
 
 
 def test_pictures_are_held_out():
-    x0 = EXPERIMENTS["digits"].held_out(Generator().manual_seed(0))
-    assert torch.equal(datasets.digits().levels(x0), datasets.digits().test.long())
+    x0 = EXPERIMENTS["digits"].held_out_data(Generator().manual_seed(0))
+    assert torch.equal(sets.load_digits().to_levels(x0), sets.load_digits().test.long())
 
 
 def test_whole_pictures_are_300_wide(monkeypatch):
-    monkeypatch.setattr(datasets, "bark_squares", lambda generator, size: size)
-    assert EXPERIMENTS["bark"].whole(None) == 300
+    monkeypatch.setattr(sets, "load_bark_squares", lambda generator, size: size)
+    assert EXPERIMENTS["bark"].whole_images(None) == 300
 
 
 def test_the_pathways_of_the_paper():

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dpm.files import UserError, load_into, read_tensors, refuse_unwritable, write, write_tensors
+from dpm.errors import UserError
+from dpm.files import check_writable, load_state, read_tensors, write_file, write_tensors
 
 
 def no_space(*_):
@@ -26,28 +27,28 @@ def test_tensors_come_back_bit_for_bit(tmp_path):
 
 def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     path = tmp_path / "x.json"
-    write(path, b"old")
+    write_file(path, b"old")
     monkeypatch.setattr(os, "fsync", no_space)
     with pytest.raises(UserError, match=r"cannot write .*No space left on device"):
-        write(path, b"new")
+        write_file(path, b"new")
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["x.json"]
 
 
 def test_nothing_is_seen_under_the_name_before_it_is_whole(tmp_path, monkeypatch):
     path, seen = tmp_path / "x.json", []
     monkeypatch.setattr(os, "fsync", lambda _: seen.append(path.exists()))
-    write(path, b"new")
+    write_file(path, b"new")
     assert seen == [False] and path.read_bytes() == b"new" and os.listdir(tmp_path) == ["x.json"]
 
 
 def test_a_failed_rename_leaves_nothing(tmp_path):
     (tmp_path / "x" / "full").mkdir(parents=True)
     with pytest.raises(UserError, match="cannot write"):
-        write(tmp_path / "x", b"new")
+        write_file(tmp_path / "x", b"new")
     assert os.listdir(tmp_path) == ["x"]
 
 
-@pytest.mark.parametrize("attempt", [lambda path: write(path, b"new"), refuse_unwritable])
+@pytest.mark.parametrize("attempt", [lambda path: write_file(path, b"new"), check_writable])
 def test_a_place_that_takes_no_file_is_one_clear_line(tmp_path, monkeypatch, attempt):
     (tmp_path / "file").write_text("")
     monkeypatch.chdir(tmp_path)
@@ -58,11 +59,11 @@ def test_a_place_that_takes_no_file_is_one_clear_line(tmp_path, monkeypatch, att
 
 
 def test_a_place_that_takes_a_file_is_left_as_it_was(tmp_path):
-    refuse_unwritable(tmp_path / "deep" / "x.json")
+    check_writable(tmp_path / "deep" / "x.json")
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("attempt", [lambda path: write(path, b"new"), refuse_unwritable])
+@pytest.mark.parametrize("attempt", [lambda path: write_file(path, b"new"), check_writable])
 def test_what_is_no_file_is_not_replaced_by_one(tmp_path, attempt):
     """A rename would put a file where a device is; a pipe stands for it, which takes no root to make."""
     os.mkfifo(tmp_path / "x")
@@ -74,7 +75,7 @@ def test_what_is_no_file_is_not_replaced_by_one(tmp_path, attempt):
 def test_a_link_goes_on_linking(tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "deep" / "x")
-    write(tmp_path / "link", b"new")
+    write_file(tmp_path / "link", b"new")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "deep" / "x").read_bytes() == b"new"
 
 
@@ -120,7 +121,7 @@ def test_missing_and_folder(tmp_path):
 @pytest.mark.parametrize("other", [torch.nn.Linear(2, 4), torch.nn.Linear(2, 3, bias=False)])
 def test_a_foreign_file_is_named(tmp_path, other):
     with pytest.raises(UserError, match="another experiment or setting"):
-        load_into(torch.nn.Linear(2, 3), other.state_dict(), tmp_path / "x.safetensors")
+        load_state(torch.nn.Linear(2, 3), other.state_dict(), tmp_path / "x.safetensors")
 
 
 def test_two_writers_of_one_name_do_not_share_a_file(tmp_path, monkeypatch):
@@ -128,6 +129,6 @@ def test_two_writers_of_one_name_do_not_share_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: names.append(os.listdir(tmp_path)[0]))
     for pid in (1, 2):
         monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
-        write(tmp_path / "x", b"x")
+        write_file(tmp_path / "x", b"x")
         (tmp_path / "x").unlink()
     assert len(set(names)) == 2

@@ -9,8 +9,9 @@ from scipy import stats
 from torch import Generator
 from torch.distributions import kl_divergence
 
-from dpm.forward import Binomial, BitRates, Bits, Gaussian, Normal, at_time, everywhere
-from dpm.schedules import erase_evenly, geometric
+from dpm.distributions import Bernoulli, Normal
+from dpm.forward import BernoulliForward, GaussianForward
+from dpm.schedules import extract, linear_alpha_bar, log_snr_linear
 
 RATES = [0.5, 0.2]
 GRID = torch.linspace(-14, 14, 5601, dtype=torch.float64)  # a trapezoid sum on it is exact for smooth, narrow laws
@@ -22,8 +23,14 @@ def random_rates(T, seed=0):
     return torch.cat([torch.zeros(1, dtype=torch.float64), rates])
 
 
-SCHEDULES = [erase_evenly(3), erase_evenly(20), geometric(10, 1e-3, 0.99), random_rates(2), random_rates(7)]
-GAUSSIANS = [geometric(2, 0.05, 0.7), geometric(10, 1e-3, 0.99), random_rates(7), erase_evenly(6)]
+SCHEDULES = [
+    linear_alpha_bar(3),
+    linear_alpha_bar(20),
+    log_snr_linear(10, 1e-3, 0.99),
+    random_rates(2),
+    random_rates(7),
+]
+GAUSSIANS = [log_snr_linear(2, 0.05, 0.7), log_snr_linear(10, 1e-3, 0.99), random_rates(7), linear_alpha_bar(6)]
 
 
 def real(*values):
@@ -40,7 +47,7 @@ def steps(t, x):
 
 def step_matrix(q, t):
     """T_π(x^t | x^{t−1}; β_t) of one bit as Table App.1 prints it: rows x^{t−1}, columns x^t."""
-    beta, on = float(q.beta[t]), [x * (1 - float(q.beta[t])) + q.rate * float(q.beta[t]) for x in (0, 1)]
+    beta, on = float(q.beta[t]), [x * (1 - float(q.beta[t])) + q.prior_prob * float(q.beta[t]) for x in (0, 1)]
     assert 0 <= beta <= 1
     return real(*[[1 - r, r] for r in on])
 
@@ -68,17 +75,17 @@ BOTH = column(0, 1)
 @pytest.mark.parametrize("beta", SCHEDULES, ids=len)
 def test_binomial_step_is_table_app_1(beta, rate):
     """Equation (2): from each bit, the rates printed there."""
-    q = Binomial(beta, rate)
+    q = BernoulliForward(beta, rate)
     for t in range(1, q.T + 1):
-        assert torch.allclose(table(q.step(BOTH, steps(t, BOTH))), step_matrix(q, t), atol=1e-12, rtol=0)
+        assert torch.allclose(table(q.transition(BOTH, steps(t, BOTH))), step_matrix(q, t), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("beta", GAUSSIANS, ids=len)
 def test_gaussian_step_is_table_app_1(beta):
     """Equation (2): mean and variance printed there."""
-    q, x = Gaussian(beta), column(-1.3, 0.4, 2.2)
+    q, x = GaussianForward(beta), column(-1.3, 0.4, 2.2)
     for t in range(1, q.T + 1):
-        law, b = q.step(x, steps(t, x)), float(beta[t])
+        law, b = q.transition(x, steps(t, x)), float(beta[t])
         assert torch.allclose(law.mean, x * math.sqrt(1 - b), atol=1e-14, rtol=0)
         assert torch.allclose(law.variance, torch.full_like(x, b), atol=1e-14, rtol=0)
 
@@ -87,41 +94,41 @@ def test_gaussian_step_is_table_app_1(beta):
 @pytest.mark.parametrize("beta", SCHEDULES, ids=len)
 def test_binomial_prior_is_stationary(beta, rate):
     """Equation (1), exactly: π T = π at every t."""
-    q = Binomial(beta, rate)
+    q = BernoulliForward(beta, rate)
     prior = table(q.prior(column(0.0)))
     assert prior[0].tolist() == pytest.approx([1 - rate, rate], abs=1e-14)
     for t in range(1, q.T + 1):
-        assert torch.allclose(prior @ table(q.step(BOTH, steps(t, BOTH))), prior, atol=1e-13, rtol=0)
+        assert torch.allclose(prior @ table(q.transition(BOTH, steps(t, BOTH))), prior, atol=1e-13, rtol=0)
 
 
 @pytest.mark.parametrize("beta", GAUSSIANS, ids=len)
 def test_gaussian_prior_is_stationary(beta):
     """Equation (1) by quadrature: ∫ T(y|y′) π(y′) dy′ = π(y) = N(y; 0, 1)."""
-    q, y = Gaussian(beta), real(-2.5, -0.3, 0, 1.7)
+    q, y = GaussianForward(beta), real(-2.5, -0.3, 0, 1.7)
     for t in range(1, q.T + 1):
         before = GRID[:, None]
         weights = q.prior(before).log_prob(before).exp() * STEP
-        after = (q.step(before, steps(t, before)).log_prob(y).exp() * weights).sum(0)
+        after = (q.transition(before, steps(t, before)).log_prob(y).exp() * weights).sum(0)
         assert after.tolist() == pytest.approx(stats.norm.pdf(y).tolist(), abs=1e-12)
 
 
 @pytest.mark.parametrize("rate", RATES)
 def test_binomial_detailed_balance(rate):
     """What the edge step (44) rests on: T(x⁰|x¹) π(x¹) = T(x¹|x⁰) π(x⁰)."""
-    q = Binomial(erase_evenly(5), rate)
+    q = BernoulliForward(linear_alpha_bar(5), rate)
     prior = table(q.prior(column(0.0)))[0]
     for t in range(1, q.T + 1):
-        flow = prior[:, None] * table(q.step(BOTH, steps(t, BOTH)))
+        flow = prior[:, None] * table(q.transition(BOTH, steps(t, BOTH)))
         assert torch.allclose(flow, flow.T, atol=1e-14, rtol=0)
 
 
 @pytest.mark.parametrize("beta", GAUSSIANS, ids=len)
 def test_gaussian_detailed_balance(beta):
-    q = Gaussian(beta)
+    q = GaussianForward(beta)
     a, b = (x.reshape(-1, 1) for x in torch.meshgrid(real(-2, -0.1, 1.5), real(-1, 0.7, 3), indexing="ij"))
     for t in range(1, q.T + 1):
-        there = q.prior(a).log_prob(a) + q.step(a, steps(t, a)).log_prob(b)
-        back = q.prior(b).log_prob(b) + q.step(b, steps(t, b)).log_prob(a)
+        there = q.prior(a).log_prob(a) + q.transition(a, steps(t, a)).log_prob(b)
+        back = q.prior(b).log_prob(b) + q.transition(b, steps(t, b)).log_prob(a)
         assert torch.allclose(there, back, atol=1e-10, rtol=1e-12)
 
 
@@ -132,7 +139,7 @@ def test_gaussian_detailed_balance(beta):
 @pytest.mark.parametrize("beta", SCHEDULES, ids=len)
 def test_binomial_marginal_is_the_product_of_its_steps(beta, rate):
     """Equation (3), summed over all states between 0 and t."""
-    q = Binomial(beta, rate)
+    q = BernoulliForward(beta, rate)
     for t in range(1, q.T + 1):
         assert torch.allclose(table(q.marginal(BOTH, steps(t, BOTH))), marginal_matrix(q, t), atol=1e-12, rtol=0)
 
@@ -140,11 +147,13 @@ def test_binomial_marginal_is_the_product_of_its_steps(beta, rate):
 @pytest.mark.parametrize("beta", GAUSSIANS, ids=len)
 def test_gaussian_marginal_is_the_composition_of_its_steps(beta):
     """Equation (3), integrated over all states between 0 and t, moment by moment."""
-    q, x0 = Gaussian(beta), column(-1.3, 0.4, 2.2)
+    q, x0 = GaussianForward(beta), column(-1.3, 0.4, 2.2)
     mean, variance = x0, torch.zeros_like(x0)
     for t in range(1, q.T + 1):
-        gain = q.step(torch.ones_like(x0), steps(t, x0)).mean - q.step(torch.zeros_like(x0), steps(t, x0)).mean
-        mean, variance = gain * mean, gain**2 * variance + q.step(x0, steps(t, x0)).variance
+        gain = (
+            q.transition(torch.ones_like(x0), steps(t, x0)).mean - q.transition(torch.zeros_like(x0), steps(t, x0)).mean
+        )
+        mean, variance = gain * mean, gain**2 * variance + q.transition(x0, steps(t, x0)).variance
         law = q.marginal(x0, steps(t, x0))
         assert torch.allclose(law.mean, mean, atol=1e-12, rtol=0)
         assert torch.allclose(law.variance, variance, atol=1e-12, rtol=0)
@@ -153,36 +162,36 @@ def test_gaussian_marginal_is_the_composition_of_its_steps(beta):
 @pytest.mark.parametrize("beta", GAUSSIANS, ids=len)
 def test_gaussian_total_variance_is_one_at_every_t(beta):
     """Data of variance 1 keep it, by the marginals and step by step."""
-    q, x0 = Gaussian(beta), column(-1, 1)  # mean 0, variance 1
+    q, x0 = GaussianForward(beta), column(-1, 1)  # mean 0, variance 1
     variance = torch.ones(1, dtype=torch.float64)
     for t in range(1, q.T + 1):
         law = q.marginal(x0, steps(t, x0))
         assert float(law.mean.var(correction=0) + law.variance.mean()) == pytest.approx(1, abs=1e-12)
         one = torch.ones(1, 1, dtype=torch.float64)
-        variance = variance * q.step(one, steps(t, one)).mean ** 2 + q.step(one, steps(t, one)).variance
+        variance = variance * q.transition(one, steps(t, one)).mean ** 2 + q.transition(one, steps(t, one)).variance
         assert float(variance) == pytest.approx(1, abs=1e-12)
 
 
 def test_binomial_data_of_the_rate_of_pi_keep_it():
-    q, x0 = Binomial(erase_evenly(9), 0.2), column(1, 0, 0, 0, 0)
+    q, x0 = BernoulliForward(linear_alpha_bar(9), 0.2), column(1, 0, 0, 0, 0)
     for t in range(1, q.T + 1):
         assert float(q.marginal(x0, steps(t, x0)).probs.mean()) == pytest.approx(0.2, abs=1e-14)
 
 
 def test_the_last_step_of_erase_evenly_forgets_the_start():
-    q = Binomial(erase_evenly(6), 0.2)
+    q = BernoulliForward(linear_alpha_bar(6), 0.2)
     law = q.marginal(BOTH, steps(6, BOTH))
     assert law.probs.flatten().tolist() == pytest.approx([0.2, 0.2], abs=1e-15)
-    assert q.evidence(BOTH, steps(6, BOTH)).tolist() == [[0.0], [0.0]]
+    assert q.log_likelihood_ratio(BOTH, steps(6, BOTH)).tolist() == [[0.0], [0.0]]
     kept = q.posterior(1 - BOTH, BOTH, steps(6, BOTH))  # x^6 says nothing of x^5 either
     assert torch.allclose(kept.probs, q.marginal(BOTH, steps(5, BOTH)).probs, atol=1e-14, rtol=0)
 
 
 def test_noise_level_keeps_the_digits_of_tiny_rates():
     beta = real(0, 1e-12, 3e-12)
-    for q in (Gaussian(beta), Binomial(beta, 0.2)):
-        assert q.noise_level.tolist() == pytest.approx([0, 1e-12, 4e-12], rel=1e-10, abs=0)
-        assert torch.allclose(q.alpha_bar, 1 - q.noise_level, atol=1e-15, rtol=0)
+    for q in (GaussianForward(beta), BernoulliForward(beta, 0.2)):
+        assert q.noise_variance.tolist() == pytest.approx([0, 1e-12, 4e-12], rel=1e-10, abs=0)
+        assert torch.allclose(q.alpha_bar, 1 - q.noise_variance, atol=1e-15, rtol=0)
         assert q.T == 2
 
 
@@ -193,7 +202,7 @@ def test_noise_level_keeps_the_digits_of_tiny_rates():
 @pytest.mark.parametrize("beta", SCHEDULES, ids=len)
 def test_binomial_posterior_is_bayes(beta, rate):
     """q(x^{t−1}|x^t,x⁰) of (47)-(48) by enumeration of x^{t−1}, with the normaliser."""
-    q = Binomial(beta, rate)
+    q = BernoulliForward(beta, rate)
     for t in range(2, q.T + 1):
         before, step = marginal_matrix(q, t - 1), step_matrix(q, t)
         for x0 in (0, 1):
@@ -207,11 +216,11 @@ def test_binomial_posterior_is_bayes(beta, rate):
 @pytest.mark.parametrize(("x0", "xt"), [(0.7, -0.4), (-1.5, 1.1), (2.0, 1.9)])
 def test_gaussian_posterior_is_bayes(beta, x0, xt):
     """q(x^{t−1}|x^t,x⁰) of (47)-(48) by quadrature over x^{t−1}, with the normaliser."""
-    q, centre = Gaussian(beta), column(x0)
+    q, centre = GaussianForward(beta), column(x0)
     y = torch.linspace(-8, 8, 32_001, dtype=torch.float64)[:, None]  # 40 places in the narrowest σ
     for t in range(2, q.T + 1):
         before = q.marginal(centre, torch.tensor([t - 1]))
-        log_joint = (before.log_prob(y) + q.step(y, steps(t, y)).log_prob(column(xt))).flatten()
+        log_joint = (before.log_prob(y) + q.transition(y, steps(t, y)).log_prob(column(xt))).flatten()
         weight = torch.softmax(log_joint, 0)
         law, mean = q.posterior(column(xt), centre, torch.tensor([t])), (weight @ y).item()
         assert float(law.mean) == pytest.approx(mean, abs=1e-9)
@@ -224,14 +233,14 @@ def test_gaussian_posterior_is_bayes(beta, x0, xt):
 @pytest.mark.parametrize("beta", GAUSSIANS, ids=len)
 def test_gaussian_average_is_the_law_of_total_mean_and_variance(beta):
     """Posteriors mixed over three places of x⁰, moment by moment."""
-    q, places, weight, xt = Gaussian(beta), column(-1.2, 0.3, 2.0), real(0.2, 0.5, 0.3), 0.6
+    q, places, weight, xt = GaussianForward(beta), column(-1.2, 0.3, 2.0), real(0.2, 0.5, 0.3), 0.6
     mean = weight @ places
     variance = weight @ (places - mean).square()
     for t in range(2, q.T + 1):
         each = q.posterior(torch.full_like(places, xt), places, steps(t, places))
         total = weight @ each.mean
         spread = weight @ (each.variance + each.mean.square()) - total.square()
-        law = q.average(column(xt), mean[None], variance[None], torch.tensor([t]))
+        law = q.posterior_from_moments(column(xt), mean[None], variance[None], torch.tensor([t]))
         assert float(law.mean) == pytest.approx(float(total), abs=1e-12)
         assert float(law.variance) == pytest.approx(float(spread), abs=1e-12)
 
@@ -240,11 +249,11 @@ def test_gaussian_average_is_the_law_of_total_mean_and_variance(beta):
 @pytest.mark.parametrize("beta", SCHEDULES, ids=len)
 @pytest.mark.parametrize("share", [0.0, 0.13, 0.8, 1.0])
 def test_binomial_average_is_the_mixture_of_posteriors(beta, rate, share):
-    q, mean = Binomial(beta, rate), torch.full_like(BOTH, share)
+    q, mean = BernoulliForward(beta, rate), torch.full_like(BOTH, share)
     for t in range(2, q.T + 1):
         at_one = q.posterior(BOTH, torch.ones_like(BOTH), steps(t, BOTH)).probs
         at_zero = q.posterior(BOTH, torch.zeros_like(BOTH), steps(t, BOTH)).probs
-        law = q.average(BOTH, mean, mean * (1 - mean), steps(t, BOTH))
+        law = q.posterior_from_moments(BOTH, mean, mean * (1 - mean), steps(t, BOTH))
         assert torch.allclose(law.probs, share * at_one + (1 - share) * at_zero, atol=1e-13, rtol=0)
 
 
@@ -252,23 +261,25 @@ def test_binomial_average_is_the_mixture_of_posteriors(beta, rate, share):
 @pytest.mark.parametrize("beta", SCHEDULES, ids=len)
 def test_evidence_is_the_log_likelihood_ratio(beta, rate):
     """log q(x^t|x⁰=1)/q(x^t|x⁰=0) from products of step matrices."""
-    q = Binomial(beta, rate)
+    q = BernoulliForward(beta, rate)
     for t in range(1, q.T + 1):
         matrix = marginal_matrix(q, t).log()
-        assert torch.allclose(q.evidence(BOTH, steps(t, BOTH))[:, 0], matrix[1] - matrix[0], atol=1e-11, rtol=0)
+        assert torch.allclose(
+            q.log_likelihood_ratio(BOTH, steps(t, BOTH))[:, 0], matrix[1] - matrix[0], atol=1e-11, rtol=0
+        )
 
 
 def test_evidence_keeps_its_digits_when_little_signal_is_left():
     """q(1|1)/q(1|0) = 1 + ᾱ/(rate (1−ᾱ)), of order ᾱ once nearly all is erased; likewise for a 0."""
-    q = Binomial(real(0, 1 - 1e-9), 0.2)
-    odds = float(q.alpha_bar[1] / q.noise_level[1])
-    off, on = q.evidence(BOTH, steps(1, BOTH)).flatten().tolist()
+    q = BernoulliForward(real(0, 1 - 1e-9), 0.2)
+    odds = float(q.alpha_bar[1] / q.noise_variance[1])
+    off, on = q.log_likelihood_ratio(BOTH, steps(1, BOTH)).flatten().tolist()
     assert (off, on) == pytest.approx((-math.log1p(odds / 0.8), math.log1p(odds / 0.2)), rel=1e-6, abs=0)
 
 
 def test_evidence_of_a_nearly_untouched_bit_keeps_its_digits():
-    q = Binomial(real(0, 1e-12), 0.2)
-    off, on = q.evidence(BOTH, steps(1, BOTH)).flatten().tolist()
+    q = BernoulliForward(real(0, 1e-12), 0.2)
+    off, on = q.log_likelihood_ratio(BOTH, steps(1, BOTH)).flatten().tolist()
     assert off == pytest.approx(math.log(0.8e-12), rel=1e-12, abs=0)
     assert on == pytest.approx(-math.log(0.2e-12), rel=1e-12, abs=0)
 
@@ -285,7 +296,7 @@ def test_binomial_log_likelihood_tells_points_apart_as_the_marginals_do(rate):
     generator = Generator().manual_seed(1)
     points, xt = (torch.randint(2, size, generator=generator).double() for size in ((5, 6), (4, 6)))
     points[0], points[1] = 0, 1
-    q = Binomial(erase_evenly(8), rate)
+    q = BernoulliForward(linear_alpha_bar(8), rate)
     for t in (1, 2, 5, 7):
         naive = torch.stack([q.marginal(p.expand_as(xt), steps(t, xt)).log_prob(xt).sum(1) for p in points], 1)
         up_to_a_constant(q.log_likelihood(xt, points, steps(t, xt)), naive)
@@ -295,7 +306,7 @@ def test_binomial_log_likelihood_tells_points_apart_as_the_marginals_do(rate):
 def test_gaussian_log_likelihood_tells_points_apart_as_the_marginals_do(variance):
     generator = Generator().manual_seed(1)
     points, xt = (torch.randn(size, generator=generator, dtype=torch.float64) for size in ((5, 3), (4, 3)))
-    q = Gaussian(geometric(6, 0.1, 0.9))
+    q = GaussianForward(log_snr_linear(6, 0.1, 0.9))
     for t in (1, 3, 6):
         signal = math.prod(1 - b for b in q.beta[: t + 1].tolist())
         scale = math.sqrt(signal * variance + 1 - signal)  # of x^t about √ᾱ · point
@@ -310,14 +321,14 @@ def test_gaussian_log_likelihood_tells_points_apart_as_the_marginals_do(variance
 def test_a_t_for_each_sample_and_any_shape():
     """A batch of mixed t gives row by row what each t alone gives, and images what their flat rows give."""
     generator = Generator().manual_seed(2)
-    beta, t = geometric(9, 0.01, 0.9), torch.tensor([2, 9, 5, 3])
+    beta, t = log_snr_linear(9, 0.01, 0.9), torch.tensor([2, 9, 5, 3])
     a, b = (torch.randint(2, (4, 3, 2, 2), generator=generator).double() for _ in range(2))
-    for q in (Gaussian(beta), Binomial(beta, 0.2)):
+    for q in (GaussianForward(beta), BernoulliForward(beta, 0.2)):
         for laws in (
-            lambda q, t, x, y: q.step(x, t),
+            lambda q, t, x, y: q.transition(x, t),
             lambda q, t, x, y: q.marginal(x, t),
             lambda q, t, x, y: q.posterior(x, y, t),
-            lambda q, t, x, y: q.average(x, y / 2, y / 4, t),
+            lambda q, t, x, y: q.posterior_from_moments(x, y / 2, y / 4, t),
         ):
             whole = laws(q, t, a, b)
             flat = torch.cat([laws(q, t[i, None], a[i].reshape(1, -1), b[i].reshape(1, -1)).mean for i in range(4)])
@@ -327,7 +338,7 @@ def test_a_t_for_each_sample_and_any_shape():
 
 def test_at_time_picks_by_index_and_takes_the_type_of_x():
     values = torch.linspace(0, 1, 5, dtype=torch.float64)
-    picked = at_time(values, torch.tensor([0, 4, 2]), torch.zeros(3, 2, 2))
+    picked = extract(values, torch.tensor([0, 4, 2]), torch.zeros(3, 2, 2))
     assert picked.shape == (3, 1, 1) and picked.dtype == torch.float32
     assert picked.flatten().tolist() == [0.0, 1.0, 0.5]
 
@@ -351,20 +362,22 @@ def exact_kl(p, q):
 @pytest.mark.parametrize("p", EXTREME)
 @pytest.mark.parametrize("q", [*EXTREME, -27.0, 27.631])
 def test_kl_of_bits_to_60_digits(p, q):
-    law, other = Bits(real(p)), Bits(real(q))
+    law, other = Bernoulli(real(p)), Bernoulli(real(q))
     assert float(kl_divergence(law, other)) == pytest.approx(exact_kl(p, q), rel=1e-10, abs=0)
 
 
 def test_kl_of_bits_with_rates_near_one_to_60_digits():
     for p in (13.8, 27.631):
         for q in (13.0, 27.0, 29.0):
-            assert float(kl_divergence(Bits(real(p)), Bits(real(q)))) == pytest.approx(exact_kl(p, q), rel=1e-10, abs=0)
+            assert float(kl_divergence(Bernoulli(real(p)), Bernoulli(real(q)))) == pytest.approx(
+                exact_kl(p, q), rel=1e-10, abs=0
+            )
 
 
 @pytest.mark.parametrize("logit", [*EXTREME, 13.8, 27.631])
 def test_bits_entropy_and_log_prob(logit):
     """Against 60 digits; the absolute error is that of float64 at the log odds, which is all that K asks."""
-    law, r = Bits(real(logit)), exact_rate(logit)
+    law, r = Bernoulli(real(logit)), exact_rate(logit)
     assert float(law.entropy()) == pytest.approx(float(-r * mp.log(r) - (1 - r) * mp.log(1 - r)), abs=1e-14)
     assert float(law.log_prob(real(1.0))) == pytest.approx(float(mp.log(r)), abs=1e-14)
     assert float(law.log_prob(real(0.0))) == pytest.approx(float(mp.log(1 - r)), abs=1e-14)
@@ -373,7 +386,7 @@ def test_bits_entropy_and_log_prob(logit):
 
 @pytest.mark.parametrize("logit", [-27.631, 27.631])
 def test_bits_entropy_and_log_prob_keep_the_digits_of_rates_of_1e_12(logit):
-    law, r = Bits(real(logit)), exact_rate(logit)
+    law, r = Bernoulli(real(logit)), exact_rate(logit)
     assert float(law.entropy()) == pytest.approx(float(-r * mp.log(r) - (1 - r) * mp.log(1 - r)), rel=1e-10, abs=0)
     assert float(law.log_prob(real(1.0))) == pytest.approx(float(mp.log(r)), rel=1e-10, abs=0)
     assert float(law.log_prob(real(0.0))) == pytest.approx(float(mp.log(1 - r)), rel=1e-10, abs=0)
@@ -381,9 +394,9 @@ def test_bits_entropy_and_log_prob_keep_the_digits_of_rates_of_1e_12(logit):
 
 def test_binomial_laws_keep_rates_of_1e_12():
     """No cancellation on the way from β to log odds, at either end."""
-    q = Binomial(real(0, 1e-12, 1e-12), 0.2)
+    q = BernoulliForward(real(0, 1e-12, 1e-12), 0.2)
     first, second = torch.tensor([1, 1]), torch.tensor([2, 2])
-    off, on = q.step(BOTH, first).logits.flatten().tolist()
+    off, on = q.transition(BOTH, first).logits.flatten().tolist()
     assert (off, on) == pytest.approx((math.log(0.2e-12), -math.log(0.8e-12)), rel=1e-13, abs=0)
     off, on = q.marginal(BOTH, second).logits.flatten().tolist()
     assert (off, on) == pytest.approx((math.log(0.4e-12), -math.log(1.6e-12)), rel=1e-13, abs=0)
@@ -393,11 +406,13 @@ def test_binomial_laws_keep_rates_of_1e_12():
 
 def test_binomial_average_keeps_rates_of_1e_12():
     """Known for certain, x⁰ gives its posterior, of rates near 1e-25; known but for 1e-20, both ways count."""
-    q, second = Binomial(real(0, 1e-12, 1e-12), 0.2), torch.tensor([2, 2])
-    law = q.average(BOTH, BOTH, torch.zeros_like(BOTH), second)
+    q, second = BernoulliForward(real(0, 1e-12, 1e-12), 0.2), torch.tensor([2, 2])
+    law = q.posterior_from_moments(BOTH, BOTH, torch.zeros_like(BOTH), second)
     assert torch.allclose(law.logits, q.posterior(BOTH, BOTH, second).logits, rtol=1e-12, atol=0)
     doubt = torch.full((1, 1), 1e-20, dtype=torch.float64)
-    law = q.average(column(0.0), doubt, doubt, second[:1])  # x² = 0: on from x⁰ = 1 half the time, from x⁰ = 0 hardly
+    law = q.posterior_from_moments(
+        column(0.0), doubt, doubt, second[:1]
+    )  # x² = 0: on from x⁰ = 1 half the time, from x⁰ = 0 hardly
     assert float(law.logits) == pytest.approx(math.log(1e-20 / 2 + 0.2e-12 * 0.8e-12), rel=1e-10, abs=0)
 
 
@@ -421,7 +436,7 @@ def test_kl_of_normals_by_quadrature():
 def test_normal_draws_with_frozen_noise_are_differentiable():
     """Section 2.4.1: x = μ + σ·noise, so ∂x/∂μ = 1 and ∂x/∂σ² = noise/2σ."""
     mean, variance, noise = real(0.3).requires_grad_(), real(0.25).requires_grad_(), real(-1.7)
-    x = Normal(mean, variance).at(noise)
+    x = Normal(mean, variance).reparameterize(noise)
     assert x.item() == pytest.approx(0.3 - 0.5 * 1.7, abs=1e-15)
     to_mean, to_variance = torch.autograd.grad(x, [mean, variance])
     assert (float(to_mean), float(to_variance)) == pytest.approx((1, -1.7), abs=1e-14)
@@ -429,7 +444,7 @@ def test_normal_draws_with_frozen_noise_are_differentiable():
 
 @pytest.mark.parametrize("rate", [0.0, 0.2, 0.5, 0.999, 1.0])
 def test_bits_drawn_at_evenly_spread_noise_have_their_rate(rate):
-    x = Bits(real(rate).logit()).at((torch.arange(1000, dtype=torch.float64) + 0.5) / 1000)
+    x = Bernoulli(real(rate).logit()).reparameterize((torch.arange(1000, dtype=torch.float64) + 0.5) / 1000)
     assert x.dtype == torch.float64 and set(x.tolist()) <= {0.0, 1.0}
     assert float(x.mean()) == pytest.approx(rate, abs=1e-12)
 
@@ -438,14 +453,14 @@ def test_bits_drawn_at_evenly_spread_noise_have_their_rate(rate):
 def test_noise_has_the_law_that_draws_need(dtype):
     """Kolmogorov-Smirnov against N(0,1) and U(0,1); one seed, one draw."""
     x = torch.empty(20_000, 1, dtype=dtype)
-    for q, law in ((Gaussian(random_rates(3)), "norm"), (Binomial(random_rates(3)), "uniform")):
-        noise, again = (q.noise(x, Generator().manual_seed(3)) for _ in range(2))
+    for q, law in ((GaussianForward(random_rates(3)), "norm"), (BernoulliForward(random_rates(3)), "uniform")):
+        noise, again = (q.sample_noise(x, Generator().manual_seed(3)) for _ in range(2))
         assert noise.shape == x.shape and noise.dtype == dtype and torch.equal(noise, again)
         assert stats.kstest(noise.flatten().double().numpy(), law).pvalue > 1e-3
 
 
 def test_gaussian_prior_is_standard_normal():
-    law = Gaussian(random_rates(3)).prior(torch.full((2, 3), 7.0, dtype=torch.float64))
+    law = GaussianForward(random_rates(3)).prior(torch.full((2, 3), 7.0, dtype=torch.float64))
     assert torch.equal(law.mean, torch.zeros(2, 3).double()) and torch.equal(law.variance, torch.ones(2, 3).double())
 
 
@@ -453,8 +468,11 @@ def test_gaussian_prior_is_standard_normal():
 
 
 def chains_and_batches():
-    generator, beta = Generator().manual_seed(4), geometric(9, 0.01, 0.9)
-    for q, draw in ((Gaussian(beta), torch.randn), (Binomial(beta, 0.2), lambda *n, **o: torch.rand(*n, **o).round())):
+    generator, beta = Generator().manual_seed(4), log_snr_linear(9, 0.01, 0.9)
+    for q, draw in (
+        (GaussianForward(beta), torch.randn),
+        (BernoulliForward(beta, 0.2), lambda *n, **o: torch.rand(*n, **o).round()),
+    ):
         yield q, *(draw(4, 3, generator=generator, dtype=torch.float64) for _ in range(2))
 
 
@@ -472,28 +490,31 @@ def test_a_chain_that_holds_its_place_says_the_same_there_and_elsewhere():
         for x, when in ((xt, t), (xt, elsewhere), (1 - xt, t)):
             for _ in range(2):
                 assert same(held.posterior(x, x0, when), q.posterior(x, x0, when))
-                assert same(held.average(x, x0 / 2, x0.square() / 4, when), q.average(x, x0 / 2, x0.square() / 4, when))
+                assert same(
+                    held.posterior_from_moments(x, x0 / 2, x0.square() / 4, when),
+                    q.posterior_from_moments(x, x0 / 2, x0.square() / 4, when),
+                )
         assert same(held.marginal(x0, t), q.marginal(x0, t))
         assert held.given(xt, t) is held.given(xt, t) and held.given(xt, t) is not q.given(xt, t)
 
 
 def test_one_t_for_all_is_that_t_for_each():
     for q, xt, x0 in chains_and_batches():
-        alike, each = everywhere(5, x0), torch.full((4,), 5)
+        alike, each = 5, torch.full((4,), 5)
         assert torch.equal(alike, each)
         for laws in (
-            lambda q, t, x, y: q.step(x, t),
+            lambda q, t, x, y: q.transition(x, t),
             lambda q, t, x, y: q.marginal(x, t),
             lambda q, t, x, y: q.posterior(x, y, t),
-            lambda q, t, x, y: q.average(x, y / 2, y.square() / 4, t),
+            lambda q, t, x, y: q.posterior_from_moments(x, y / 2, y.square() / 4, t),
         ):
             assert same(laws(q, alike, xt, x0), laws(q, each, xt, x0))
 
 
 def test_the_entropies_of_14_are_those_of_its_laws():
     for q, _, x0 in chains_and_batches():
-        laws = (q.marginal(x0, everywhere(q.T, x0)), q.marginal(x0, everywhere(1, x0)), q.prior(x0))
-        for entropy, law in zip(q.entropies(x0), laws, strict=True):
+        laws = (q.marginal(x0, q.T), q.marginal(x0, 1), q.prior(x0))
+        for entropy, law in zip(q.entropy_constants(x0), laws, strict=True):
             assert torch.allclose(entropy, law.entropy().sum(1), atol=1e-12, rtol=0)
 
 
@@ -501,11 +522,11 @@ def test_the_entropies_of_14_are_those_of_its_laws():
 @pytest.mark.parametrize("q", EXTREME)
 def test_kl_of_bits_given_by_their_rates(p, q):
     """Rates, log odds, or one of each: the KL is the same."""
-    laws = [(Bits(x), BitRates(x.sigmoid(), (-x).sigmoid)) for x in (real(p), real(q))]
+    laws = [(Bernoulli(x), Bernoulli(x.sigmoid(), (-x).sigmoid)) for x in (real(p), real(q))]
     for first in laws[0]:
         for second in laws[1]:
             assert float(kl_divergence(first, second)) == pytest.approx(exact_kl(p, q), rel=1e-6, abs=1e-15)
 
 
 def test_bits_of_the_default_prior_are_fair():
-    assert Binomial(erase_evenly(3)).rate == 0.5
+    assert BernoulliForward(linear_alpha_bar(3)).learning_rate == 0.5

@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import Generator
 
-from dpm import bound, forward, plots, schedules
-from dpm.optimum import BlurredOptimum
-from dpm.reverse import edge
+from dpm import bound, distributions, figures, forward, importance, schedules, units
+from dpm.ideal import IdealMixtureReverse
 
 D = torch.float64
 STATES = torch.tensor(list(itertools.product([0.0, 1.0], repeat=2)), dtype=D)
@@ -19,16 +18,16 @@ BETAS = {2: [0, 0.1, 0.5], 3: [0, 0.2, 0.3, 0.4], 4: [0, 0.25, 1 / 3, 0.5, 1.0]}
 
 def odd_bits(q, xt, t):
     """A reverse model with nothing to recommend it but that it mixes the bits."""
-    return forward.Bits(xt @ MIX - 1.0 + 0.2 * t[:, None].to(D))
+    return distributions.Bernoulli(xt @ MIX - 1.0 + 0.2 * t[:, None].to(D))
 
 
 def stay(q, xt, t):
     """The reverse model that runs the forward kernel: π's own."""
-    return q.step(xt, t)
+    return q.transition(xt, t)
 
 
 def bit_chain(T, rate):
-    return forward.Binomial(torch.tensor(BETAS[T], dtype=D), rate)
+    return forward.BernoulliForward(torch.tensor(BETAS[T], dtype=D), rate)
 
 
 def bernoulli(x, r):
@@ -39,7 +38,7 @@ def bernoulli(x, r):
 def forth(q, t):
     """q(x^t|x^{t−1}) [4, 4] from the formula of Table App.1."""
     beta = float(q.beta[t])
-    return torch.tensor([[bernoulli(y, x * (1 - beta) + q.rate * beta) for y in STATES] for x in STATES], dtype=D)
+    return torch.tensor([[bernoulli(y, x * (1 - beta) + q.prior_prob * beta) for y in STATES] for x in STATES], dtype=D)
 
 
 def turn(q, t):
@@ -52,7 +51,7 @@ def turn(q, t):
 
 
 def prior(q):
-    return torch.tensor([bernoulli(y, [q.rate] * 2) for y in STATES], dtype=D)
+    return torch.tensor([bernoulli(y, [q.prior_prob] * 2) for y in STATES], dtype=D)
 
 
 def p_x0(q):
@@ -84,16 +83,16 @@ def K_14(q):
         weight = q.marginal(start, steps).log_prob(end).sum(1).exp()
         divergence = torch.distributions.kl_divergence(q.posterior(end, start, steps), odd_bits(q, end, steps)).sum(1)
         kl += (weight * divergence).reshape(4, 4).sum(1)
-    return bound.with_constants(kl, q, STATES).K
+    return bound.PaperBound(kl, *q.entropy_constants(STATES)).K
 
 
 def gaussian_world(v, T=8):
     """A chain, the best reverse model for N(0, v), and the variance of its exact p(x⁰), by recursion."""
-    q, p = forward.Gaussian(schedules.geometric(T, 0.04, 0.85)), BlurredOptimum(torch.zeros(1, 1), v)
+    q, p = forward.GaussianForward(schedules.log_snr_linear(T, 0.04, 0.85)), IdealMixtureReverse(torch.zeros(1, 1), v)
     one, V = torch.ones(1, 1, dtype=D), 1.0
     for t in range(T, 0, -1):
-        law = p(q, one, torch.tensor([t])) if t > 1 else edge(q, one)
-        V = float(law.loc) ** 2 * V + float(law.variance)
+        law = p(q, one, torch.tensor([t])) if t > 1 else q.final_step(None, one)
+        V = float(law.mean) ** 2 * V + float(law.variance)
     return q, p, V
 
 
@@ -102,9 +101,11 @@ def gaussian_world(v, T=8):
 def test_weights_average_to_the_probability_of_bits(T, rate):
     """(7)-(9) against the sum (6) itself."""
     q = bit_chain(T, rate)
-    estimate = bound.importance(bound.log_weights(odd_bits, q, STATES, 40_000, Generator().manual_seed(T)))
-    assert ((estimate.log_p - p_x0(q).log()).abs() < 4 * estimate.error).all()
-    assert (estimate.error < 0.05).all()
+    estimate = importance.importance_estimate(
+        importance.log_weights(odd_bits, q, STATES, 40_000, Generator().manual_seed(T))
+    )
+    assert ((estimate.log_p - p_x0(q).log()).abs() < 4 * estimate.stderr).all()
+    assert (estimate.stderr < 0.05).all()
 
 
 @pytest.mark.parametrize("rate", [0.2, 0.5])
@@ -119,9 +120,9 @@ def test_the_enumerated_world_is_a_world(T, rate):
 def test_weights_average_to_the_density_of_a_linear_chain(v):
     q, p, V = gaussian_world(v)
     x0 = torch.linspace(-3, 3, 7, dtype=D)[:, None]
-    estimate = bound.importance(bound.log_weights(p, q, x0, 20_000, Generator().manual_seed(1)))
+    estimate = importance.importance_estimate(importance.log_weights(p, q, x0, 20_000, Generator().manual_seed(1)))
     exact = -(x0[:, 0] ** 2) / (2 * V) - 0.5 * math.log(2 * math.pi * V)
-    assert ((estimate.log_p - exact).abs() < 4 * estimate.error + 1e-10).all()
+    assert ((estimate.log_p - exact).abs() < 4 * estimate.stderr + 1e-10).all()
 
 
 @pytest.mark.parametrize("shape", [(4, 2), (9, 1, 2, 2)])
@@ -129,56 +130,62 @@ def test_weights_average_to_the_density_of_a_linear_chain(v):
 def test_at_equilibrium_every_trajectory_weighs_pi(kind, shape):
     """With the forward kernel as reverse model detailed balance holds, and no work is done along the way."""
     generator = Generator().manual_seed(2)
-    q = bit_chain(3, 0.2) if kind == "bits" else forward.Gaussian(schedules.geometric(5, 0.01, 0.7))
-    x0 = q.prior(torch.zeros(shape, dtype=D)).at(q.noise(torch.zeros(shape, dtype=D), generator))
-    log_weight = bound.log_weights(stay, q, x0, 6, generator)
+    q = bit_chain(3, 0.2) if kind == "bits" else forward.GaussianForward(schedules.log_snr_linear(5, 0.01, 0.7))
+    x0 = q.prior(torch.zeros(shape, dtype=D)).reparameterize(q.sample_noise(torch.zeros(shape, dtype=D), generator))
+    log_weight = importance.log_weights(stay, q, x0, 6, generator)
     pi = q.prior(x0).log_prob(x0).flatten(1).sum(1)
     assert log_weight.shape == (6, shape[0]) and len(pi.unique()) > 1
     assert torch.allclose(log_weight, pi.expand(6, -1), atol=1e-11)
-    estimate = bound.importance(log_weight)
-    assert torch.allclose(estimate.size, torch.full_like(pi, 6)) and (estimate.error < 1e-10).all()
+    estimate = importance.importance_estimate(log_weight)
+    assert torch.allclose(estimate.effective_sample_size, torch.full_like(pi, 6)) and (estimate.stderr < 1e-10).all()
 
 
 def test_importance_of_two_weights_by_hand():
-    estimate = bound.importance(torch.tensor([[1.0, 5.0], [3.0, 5.0]], dtype=D).log())
+    estimate = importance.importance_estimate(torch.tensor([[1.0, 5.0], [3.0, 5.0]], dtype=D).log())
     assert torch.allclose(estimate.log_p.exp(), torch.tensor([2.0, 5.0], dtype=D))
-    assert torch.allclose(estimate.size, torch.tensor([1.6, 2.0], dtype=D))  # 4²/(1 + 9), and 2
-    assert torch.allclose(estimate.error, torch.tensor([0.5, 0.0], dtype=D), atol=1e-15)  # √2/√2, relative to 2
+    assert torch.allclose(estimate.effective_sample_size, torch.tensor([1.6, 2.0], dtype=D))  # 4²/(1 + 9), and 2
+    assert torch.allclose(estimate.stderr, torch.tensor([0.5, 0.0], dtype=D), atol=1e-15)  # √2/√2, relative to 2
 
 
 def test_importance_lives_in_log_space():
     log_weight = torch.randn(50, 3, generator=Generator().manual_seed(3), dtype=D)
-    here, far = bound.importance(log_weight), bound.importance(log_weight - 5000)
+    here, far = importance.importance_estimate(log_weight), importance.importance_estimate(log_weight - 5000)
     assert torch.allclose(far.log_p + 5000, here.log_p, atol=1e-10)
-    assert torch.allclose(far.error, here.error, atol=1e-10) and torch.allclose(far.size, here.size, atol=1e-8)
+    assert torch.allclose(far.stderr, here.stderr, atol=1e-10) and torch.allclose(
+        far.effective_sample_size, here.effective_sample_size, atol=1e-8
+    )
 
 
 def test_one_trajectory_is_its_own_estimate_and_claims_no_error():
     log_weight = torch.tensor([[-3.0, 2.0]], dtype=D)
-    estimate = bound.importance(log_weight)
-    assert torch.equal(estimate.log_p, log_weight[0]) and torch.equal(estimate.size, torch.ones(2, dtype=D))
-    assert estimate.error.isnan().all()
+    estimate = importance.importance_estimate(log_weight)
+    assert torch.equal(estimate.log_p, log_weight[0]) and torch.equal(
+        estimate.effective_sample_size, torch.ones(2, dtype=D)
+    )
+    assert estimate.stderr.isnan().all()
 
 
 def test_the_claimed_error_is_the_error_made():
     q, truth = bit_chain(3, 0.5), p_x0(bit_chain(3, 0.5)).log()
-    log_weight = bound.log_weights(odd_bits, q, STATES, 400 * 500, Generator().manual_seed(4)).reshape(400, -1)
-    estimate = bound.importance(log_weight)
+    log_weight = importance.log_weights(odd_bits, q, STATES, 400 * 500, Generator().manual_seed(4)).reshape(400, -1)
+    estimate = importance.importance_estimate(log_weight)
     made = (estimate.log_p.reshape(500, 4) - truth).square().mean(0).sqrt()
-    assert torch.allclose(estimate.error.reshape(500, 4).mean(0), made, rtol=0.15)  # 500 repeats know it to 3 %
+    assert torch.allclose(estimate.stderr.reshape(500, 4).mean(0), made, rtol=0.15)  # 500 repeats know it to 3 %
 
 
 @pytest.mark.parametrize("T", BETAS)
 def test_the_mean_log_weight_is_K(T):
     q = bit_chain(T, 0.2)
-    log_weight = bound.log_weights(odd_bits, q, STATES, 20_000, Generator().manual_seed(5))
+    log_weight = importance.log_weights(odd_bits, q, STATES, 20_000, Generator().manual_seed(5))
     assert ((log_weight.mean(0) - K_39(q)).abs() < 4 * log_weight.std(0) / math.sqrt(20_000)).all()
 
 
 def test_more_trajectories_climb_from_K_towards_the_truth():
     q = bit_chain(3, 0.2)
-    log_weight = bound.log_weights(odd_bits, q, STATES, 2**15, Generator().manual_seed(6))
-    climb = torch.stack([bound.importance(log_weight.reshape(S, -1)).log_p.mean() for S in (1, 2, 4, 8, 64, 2**15)])
+    log_weight = importance.log_weights(odd_bits, q, STATES, 2**15, Generator().manual_seed(6))
+    climb = torch.stack(
+        [importance.importance_estimate(log_weight.reshape(S, -1)).log_p.mean() for S in (1, 2, 4, 8, 64, 2**15)]
+    )
     assert (climb.diff() > 0).all() and abs(climb[0] - K_39(q).mean()) < 0.02
     assert abs(climb[-1] - p_x0(q).log().mean()) < 0.01
 
@@ -188,7 +195,7 @@ def test_more_trajectories_climb_from_K_towards_the_truth():
 def test_the_correction_takes_14_to_39_for_every_start(T, rate):
     """Start by start the two differ by more than a constant of the mean; corrected, by nothing."""
     q = bit_chain(T, rate)
-    assert torch.allclose(K_14(q) + bound.correction(q, STATES), K_39(q), atol=1e-10)
+    assert torch.allclose(K_14(q) + bound.prior_cross_entropy_gap(q, STATES), K_39(q), atol=1e-10)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.2, 0.5])
@@ -196,16 +203,16 @@ def test_the_correction_of_bits_knows_only_their_activity(rate):
     q = bit_chain(3, rate)
     excess = STATES.sum(1) - 2 * rate
     expected = excess * float(q.beta[1] + q.alpha_bar[3]) * math.log(rate / (1 - rate))
-    assert torch.allclose(bound.correction(q, STATES), expected, atol=1e-12)
+    assert torch.allclose(bound.prior_cross_entropy_gap(q, STATES), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(5, 1), (2, 3, 2, 2)])
 @pytest.mark.parametrize("T", [2, 8, 40])
 def test_the_correction_of_reals_knows_only_their_mean_square(T, shape):
-    q = forward.Gaussian(schedules.geometric(T, 1e-3, 0.9))
+    q = forward.GaussianForward(schedules.log_snr_linear(T, 1e-3, 0.9))
     x0 = 2 * torch.randn(shape, generator=Generator().manual_seed(T), dtype=D)
     expected = -0.5 * (x0.square() - 1).flatten(1).sum(1) * (q.beta[1] + q.alpha_bar[T])
-    assert torch.allclose(bound.correction(q, x0), expected, atol=1e-12)
+    assert torch.allclose(bound.prior_cross_entropy_gap(q, x0), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("v", [0.25, 1.0, 4.0])
@@ -214,20 +221,20 @@ def test_off_variance_1_only_the_corrected_bound_bounds(v):
     sign, noise = (torch.tensor(z, dtype=D)[:, None] for z in ([1, 1, -1, -1], [1, -1, 1, -1]))  # exact for quadratics
     x0 = math.sqrt(v) * sign
     kl = sum(bound.step_kl(p, q, x0, torch.full((4,), t), noise) for t in range(2, q.T + 1))
-    plain = float(bound.with_constants(kl, q, x0).K.mean())
-    mended = plain + float(bound.correction(q, x0).mean())
+    plain = float(bound.PaperBound(kl, *q.entropy_constants(x0)).K.mean())
+    mended = plain + float(bound.prior_cross_entropy_gap(q, x0).mean())
     L = -v / (2 * V) - 0.5 * math.log(2 * math.pi * V)
     assert mended <= L + 1e-10
     assert (plain > L + 0.1) == (v > 1)
     data = math.sqrt(v) * torch.randn(50_000, 1, generator=Generator().manual_seed(7), dtype=D)
-    walked, error = bound.mean_and_error(bound.along_trajectory(p, q, data, Generator().manual_seed(8)))
+    walked, error = units.mean_and_stderr(bound.trajectory_K(p, q, data, Generator().manual_seed(8)))
     assert abs(walked - mended) < 4 * error
     assert v == 1 or abs(walked - plain) > 8 * error
 
 
 def test_histograms_share_their_bins_and_mark_a_place():
     samples = {"wide": torch.linspace(-4, 4, 99, dtype=D), "narrow": torch.linspace(-1, 1, 99, dtype=D)}
-    (axes,) = plots.histograms(samples, "W (bits)", mark=0.5).axes
+    (axes,) = figures.plot_histograms(samples, "W (bits)", mark=0.5).axes
     assert axes.get_xlabel() == "W (bits)" and axes.get_ylabel() and axes.get_yscale() == "log"
     assert list(axes.lines[0].get_xdata()) == [0.5, 0.5]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["wide", "narrow"]

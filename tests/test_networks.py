@@ -11,42 +11,35 @@ from scipy.integrate import quad
 from torch import Generator, nn
 from torch.nn.functional import conv2d
 
-from dpm import networks
 from dpm.bound import evaluate
-from dpm.forward import Binomial, Gaussian, everywhere
-from dpm.networks import (
-    LEVELS,
+from dpm.forward import BernoulliForward, GaussianForward
+from dpm.networks.denoisers import BinomialDenoiser, FourierMLP, ImageDenoiser, NoiseLevelExperts
+from dpm.networks.layers import (
+    EMBEDDING_SIZE,
+    MultiScaleSum,
+    denoised_fourier_features,
+    log_odds_rbf,
+    mlp,
+    rbf,
+    time_rbf,
+)
+from dpm.networks.paper import (
     SOFTPLUS_MEAN,
     SOFTPLUS_VARIANCE,
-    BinomialDenoiser,
-    Blocks,
     BumpReadout,
-    Convolutions,
-    Dense,
-    GaussianDenoiser,
-    Halved,
-    ImageDenoiser,
-    ImageNetwork,
+    ConvPathway,
+    DensePathway,
     MultiScaleConv,
-    PairBlock,
-    Parted,
-    ScaleBlock,
-    ScaleSum,
-    StepMLP,
-    StepRBF,
-    StepReadout,
-    bumps,
+    PaperImageNetwork,
+    PerTimestepLinear,
+    RBFNetwork,
+    SigmoidMLP,
     copying_layer,
-    cost,
-    faded_waves,
-    mlp,
-    odds_bumps,
-    peak,
-    time_bumps,
-    u_net,
 )
-from dpm.reverse import BinomialStep, Denoise, GaussianStep
-from dpm.schedules import erase_evenly, from_alpha_bar, geometric
+from dpm.networks.unet import ConditionalSequential, MultiScaleBlock, ResidualBlock, UNetLevel, u_net
+from dpm.profiling import count_macs, peak_macs_per_second
+from dpm.reverse import KernelPerturbation, LogitPrediction, VPrediction
+from dpm.schedules import beta_from_alpha_bar, linear_alpha_bar, log_snr_linear
 
 
 @pytest.fixture(autouse=True)
@@ -86,14 +79,14 @@ def naive_bumps(u, centres, width):
 
 
 def test_bumps_are_equation_63():
-    g = bumps(torch.tensor([-1.0, 0.3, 7.0]), torch.tensor([-2.0, 0.0, 5.0]), 1.5)
+    g = rbf(torch.tensor([-1.0, 0.3, 7.0]), torch.tensor([-2.0, 0.0, 5.0]), 1.5)
     for row, u in zip(g.tolist(), (-1.0, 0.3, 7.0), strict=True):
         assert row == pytest.approx(naive_bumps(u, (-2, 0, 5), 1.5), abs=1e-6)
 
 
 @pytest.mark.parametrize(("T", "count"), [(2, 2), (40, 7), (2000, 64)])
 def test_odds_bumps_are_equation_63_in_log_t_over_T_minus_t_plus_1(T, count):
-    g = odds_bumps(T, count)
+    g = log_odds_rbf(T, count)
     assert g.shape == (T + 1, count)
     assert close(g.sum(1), torch.ones(T + 1))
     first, last = -math.log(T), math.log(T)
@@ -106,18 +99,18 @@ def test_odds_bumps_are_equation_63_in_log_t_over_T_minus_t_plus_1(T, count):
 
 def test_odds_bumps_stay_what_the_shipped_weights_were_trained_with():
     """The heartbeat's 64 bumps over 2000 steps, written down when its weights were made."""
-    g = odds_bumps(2000, 64)
+    g = log_odds_rbf(2000, 64)
     assert g[3, :3].tolist() == pytest.approx([1.23e-05, 0.0007135, 0.0151732], abs=1e-6)
     assert g[1234, 30:35].tolist() == pytest.approx([0.0009665, 0.018852, 0.1352767, 0.3571057, 0.3467981], abs=1e-6)
 
 
 def test_no_bumps_are_an_empty_table():
-    assert odds_bumps(5, 0).shape == (6, 0)
+    assert log_odds_rbf(5, 0).shape == (6, 0)
 
 
 @pytest.mark.parametrize(("T", "count"), [(10, 1), (1000, 10), (500, 7)])
 def test_time_bumps_are_equation_63_with_centres_evenly_inside_0_T(T, count):
-    g = time_bumps(T, count)
+    g = time_rbf(T, count)
     assert g.shape == (T + 1, count) and close(g.sum(1), torch.ones(T + 1))
     centres = [T * (2 * j + 1) / (2 * count) for j in range(count)]
     assert centres[0] > 0 and centres[-1] < T
@@ -126,7 +119,7 @@ def test_time_bumps_are_equation_63_with_centres_evenly_inside_0_T(T, count):
 
 
 def readout(T=6, inputs=3, outputs=2, ties=4, scale=0.5):
-    return StepReadout(draws(T + 1, inputs + 1, outputs, seed=7), ties, scale)
+    return PerTimestepLinear(draws(T + 1, inputs + 1, outputs, seed=7), ties, scale)
 
 
 def test_bumps_and_start_are_no_parameters_and_fill_no_weights_file():
@@ -138,7 +131,7 @@ def test_readout_is_its_own_linear_layer_plus_the_smooth_part():
     """own_t + Σ_j g_j(t) V_j, written out sample by sample, the constant 1 last."""
     layer = scramble(readout())
     h, t = draws(5, 3), torch.tensor([1, 6, 3, 3, 2])
-    g, shared = odds_bumps(6, 4), layer.shared.view(4, 4, 2)
+    g, shared = log_odds_rbf(6, 4), layer.shared.view(4, 4, 2)
     naive = []
     for i, s in enumerate(t.tolist()):
         weight = layer.start[s] + 0.5 * layer.own[s] + sum(g[s, j] * shared[j] for j in range(4))
@@ -180,7 +173,7 @@ def test_tied_readout_shares_its_smooth_part_over_t():
 @pytest.mark.parametrize("batch", [1, 2, 7])
 def test_rbf_activations_are_normalised_gaussians(batch):
     """D.1.1: exp(−|x−c|²/2w²), each row of sum 1."""
-    network, x = scramble(StepRBF(5, inputs=2, units=16, outputs=4)), draws(batch, 2)
+    network, x = scramble(RBFNetwork(5, inputs=2, n_units=16, outputs=4)), draws(batch, 2)
     h = network.activations(x)
     assert h.shape == (batch, 16) and bool((h > 0).all())
     assert close(h.sum(1), torch.ones(batch))
@@ -194,7 +187,7 @@ def test_rbf_activations_are_normalised_gaussians(batch):
 
 @pytest.mark.parametrize("batch", [1, 5])
 def test_rbf_network_starts_at_zero_and_reads_its_activations_out(batch):
-    network, x, t = StepRBF(5, 2, 16, 4), draws(batch, 2), torch.arange(batch) % 5 + 1
+    network, x, t = RBFNetwork(5, 2, 16, 4), draws(batch, 2), torch.arange(batch) % 5 + 1
     assert torch.equal(network(x, t), torch.zeros(batch, 4))
     scramble(network)
     assert close(network(x, t), network.readout(network.activations(x), t))
@@ -204,8 +197,8 @@ def test_rbf_network_starts_at_zero_and_reads_its_activations_out(batch):
 
 def test_mlp_of_the_heartbeat_is_three_layers_of_50_sigmoid_units_shared_over_t():
     """D.1.2, written out from the weights."""
-    q = Binomial(erase_evenly(7), 0.2)
-    network = scramble(StepMLP(q, 20, width=50, layers=3, ties=4), size=0.05)
+    q = BernoulliForward(linear_alpha_bar(7), 0.2)
+    network = scramble(SigmoidMLP(q, 20, width=50, n_layers=3, n_shared=4), size=0.05)
     x, t = torch.randint(2, (6, 20), generator=Generator().manual_seed(0)).float(), torch.tensor([1, 7, 3, 3, 2, 5])
     shapes = [tuple(p.shape) for name, p in network.named_parameters() if name.startswith("hidden")]
     assert shapes == [(50, 20), (50,), (50, 50), (50,), (50, 50), (50,)]
@@ -221,36 +214,38 @@ def test_mlp_of_the_heartbeat_is_three_layers_of_50_sigmoid_units_shared_over_t(
 @pytest.mark.parametrize(("T", "bits", "layers"), [(5, 3, 1), (50, 4, 3), (2000, 4, 2)])
 def test_mlp_starts_at_the_reversal_that_keeps_pi(T, bits, layers, rate):
     """At every state and t its logits are those of the forward kernel, but for float32 rounding."""
-    q = Binomial(erase_evenly(T), rate)
-    p = BinomialStep(StepMLP(q, bits, width=10, layers=layers, ties=3))
+    q = BernoulliForward(linear_alpha_bar(T), rate)
+    p = LogitPrediction(SigmoidMLP(q, bits, width=10, n_layers=layers, n_shared=3))
     states = all_states(bits)
     for t in {2, 3, T // 2 + 1, T - 1, T}:
         steps = torch.full((len(states),), t)
-        assert close(p(q, states, steps).logits.detach(), q.step(states, steps).logits, atol=5e-6)
+        assert close(p(q, states, steps).logits.detach(), q.transition(states, steps).logits, atol=5e-6)
 
 
 def test_a_network_can_be_built_under_another_default_type():
-    q = Binomial(erase_evenly(6), rate=0.2)
+    q = BernoulliForward(linear_alpha_bar(6), prior_prob=0.2)
     torch.set_default_dtype(torch.float64)
     try:
-        p = BinomialStep(StepMLP(q, 5, width=12, layers=3, ties=4).float())
+        p = LogitPrediction(SigmoidMLP(q, 5, width=12, n_layers=3, n_shared=4).float())
     finally:
         torch.set_default_dtype(torch.float32)
     x, t = torch.eye(5, dtype=torch.float64), torch.full((5,), 3)
-    assert torch.allclose(p(q, x, t).probs, q.step(x, t).probs, atol=1e-6)
+    assert torch.allclose(p(q, x, t).probs, q.transition(x, t).probs, atol=1e-6)
 
 
 def test_mlp_starts_at_K_of_the_identity_reversal():
     """So training starts at K = L_null: the same noise gives the same K as the forward kernel, whose K is L_null."""
-    q = Binomial(erase_evenly(20), 0.2)
+    q = BernoulliForward(linear_alpha_bar(20), 0.2)
     x0 = all_states(5)
-    network = BinomialStep(StepMLP(q, 5, width=12, layers=3, ties=4))
-    K, same = (evaluate(p, q, x0, Generator().manual_seed(1)).K for p in (network, lambda q, xt, t: q.step(xt, t)))
+    network = LogitPrediction(SigmoidMLP(q, 5, width=12, n_layers=3, n_shared=4))
+    K, same = (
+        evaluate(p, q, x0, Generator().manual_seed(1)).K for p in (network, lambda q, xt, t: q.transition(xt, t))
+    )
     assert close(K, same, atol=1e-6)
 
 
 def test_copying_layer_repeats_bits():
-    layer = copying_layer(4, 9, copies=3)
+    layer = copying_layer(4, 9, n_copies=3)
     x = all_states(4).float()
     copied = torch.sigmoid(layer(x))[:, :3].detach()
     assert torch.equal(copied > 0.5, x[:, :3] > 0.5)
@@ -258,7 +253,7 @@ def test_copying_layer_repeats_bits():
 
 
 def test_smooth_mlp_starts_at_zero_with_the_layers_asked_for():
-    network = mlp(3, width=8, layers=2, outputs=5)
+    network = mlp(3, width=8, n_layers=2, outputs=5)
     assert torch.equal(network(draws(4, 3)), torch.zeros(4, 5))
     assert [tuple(m.weight.shape) for m in network if isinstance(m, nn.Linear)] == [(8, 3), (8, 8), (5, 8)]
     scramble(network)
@@ -271,15 +266,15 @@ def test_smooth_mlp_starts_at_zero_with_the_layers_asked_for():
 def test_every_parameter_learns():
     """Off its start, each parameter tensor of each network has a gradient."""
     t = torch.tensor([1, 2, 3, 4, 5])
-    q, bits = Binomial(erase_evenly(5), 0.2), (draws(5, 4) > 0).float()
-    mlp_network = scramble(StepMLP(q, 4, width=6, layers=2, ties=3), size=0.05)
-    rbf = scramble(StepRBF(5, 2, 8, 4))
-    gaussian = scramble(GaussianDenoiser(2, width=8, layers=2, octaves=1))
-    binomial = scramble(BinomialDenoiser(4, width=8, layers=2))
+    q, bits = BernoulliForward(linear_alpha_bar(5), 0.2), (draws(5, 4) > 0).float()
+    mlp_network = scramble(SigmoidMLP(q, 4, width=6, n_layers=2, n_shared=3), size=0.05)
+    rbf = scramble(RBFNetwork(5, 2, 8, 4))
+    gaussian = scramble(FourierMLP(2, width=8, n_layers=2, n_frequencies=1))
+    binomial = scramble(BinomialDenoiser(4, width=8, n_layers=2))
     answers = (
         (mlp_network, mlp_network(bits, t)),
         (rbf, rbf(draws(5, 2), t)),
-        (gaussian, torch.cat(gaussian(Gaussian(geometric(5, 0.01, 0.9)), draws(5, 2), t))),
+        (gaussian, torch.cat(gaussian(GaussianForward(log_snr_linear(5, 0.01, 0.9)), draws(5, 2), t))),
         (binomial, binomial(q, bits, t)[0]),
     )
     for network, answer in answers:
@@ -295,8 +290,8 @@ def test_every_parameter_learns():
 
 def test_gaussian_denoiser_starts_at_the_exact_answer_for_normal_data():
     """x⁰ ~ N(0,1): mean and variance of x⁰ given x^t by quadrature over x⁰; the reversal is the forward kernel."""
-    q = Gaussian(geometric(6, 0.01, 0.95))
-    p = GaussianDenoiser(2, width=8, layers=2, octaves=3)
+    q = GaussianForward(log_snr_linear(6, 0.01, 0.95))
+    p = FourierMLP(2, width=8, n_layers=2, n_frequencies=3)
     xt = draws(5, 2).double()
     x0 = torch.linspace(-12, 12, 24_001, dtype=torch.float64)[:, None]
     for t in range(1, 7):
@@ -311,7 +306,7 @@ def test_gaussian_denoiser_starts_at_the_exact_answer_for_normal_data():
                 assert float(mean[i, j]) == pytest.approx(m, abs=1e-9)
                 assert float(variance[i, j]) == pytest.approx((weight @ (x0 - m) ** 2).item(), abs=1e-9)
         if t > 1:
-            law, kernel = Denoise(p)(q, xt, steps), q.step(xt, steps)
+            law, kernel = VPrediction(p)(q, xt, steps), q.transition(xt, steps)
             assert close(law.mean.detach(), kernel.mean, 1e-12)
             assert close(law.variance.detach(), kernel.variance, 1e-12)
 
@@ -319,8 +314,8 @@ def test_gaussian_denoiser_starts_at_the_exact_answer_for_normal_data():
 @pytest.mark.parametrize("rate", [0.5, 0.2])
 def test_binomial_denoiser_starts_at_the_exact_answer_for_independent_bits(rate):
     """P(x⁰=1|x^t) by Bayes' rule, bit by bit; the reversal is the forward kernel, so K starts at L_null."""
-    q, states = Binomial(erase_evenly(6), rate), all_states(3)
-    p = BinomialDenoiser(3, width=8, layers=2)
+    q, states = BernoulliForward(linear_alpha_bar(6), rate), all_states(3)
+    p = BinomialDenoiser(3, width=8, n_layers=2)
     for t in range(1, 7):
         steps = torch.full((len(states),), t)
         mean, variance = p(q, states, steps)
@@ -331,7 +326,7 @@ def test_binomial_denoiser_starts_at_the_exact_answer_for_independent_bits(rate)
         assert close(mean.detach(), one / (one + zero), 1e-12)
         assert close(variance.detach(), (mean * (1 - mean)).detach(), 1e-15)
         if t > 1:
-            assert close(Denoise(p)(q, states, steps).probs.detach(), q.step(states, steps).probs, 1e-12)
+            assert close(VPrediction(p)(q, states, steps).probs.detach(), q.transition(states, steps).probs, 1e-12)
 
 
 class Says(nn.Module):
@@ -346,8 +341,8 @@ class Says(nn.Module):
 
 
 def test_gaussian_denoiser_moves_in_units_of_the_noise_left():
-    q = Gaussian(geometric(6, 0.01, 0.95))
-    p = GaussianDenoiser(2, width=8, layers=2, octaves=3)
+    q = GaussianForward(log_snr_linear(6, 0.01, 0.95))
+    p = FourierMLP(2, width=8, n_layers=2, n_frequencies=3)
     p.mlp = Says(0.5, -1.0, 0.25, -2.0)
     xt = draws(3, 2).double()
     for t in range(1, 7):
@@ -360,8 +355,8 @@ def test_gaussian_denoiser_moves_in_units_of_the_noise_left():
 
 
 def test_binomial_denoiser_adds_log_odds():
-    q = Binomial(erase_evenly(6), 0.2)
-    p = BinomialDenoiser(2, width=8, layers=2)
+    q = BernoulliForward(linear_alpha_bar(6), 0.2)
+    p = BinomialDenoiser(2, width=8, n_layers=2)
     states, t = all_states(2), torch.full((4,), 3)
     before = p(q, states, t)[0].logit()
     p.mlp = Says(0.5, -1.0)
@@ -383,9 +378,12 @@ class Listens(nn.Module):
 
 def test_denoisers_tell_their_network_the_level_of_the_noise():
     """One feature is the same for every x^t and moves one way with t."""
-    gaussian, binomial = GaussianDenoiser(2, width=8, layers=2, octaves=3), BinomialDenoiser(2, width=8, layers=2)
+    gaussian, binomial = FourierMLP(2, width=8, n_layers=2, n_frequencies=3), BinomialDenoiser(2, width=8, n_layers=2)
     gaussian.mlp, binomial.mlp = Listens(4), Listens(2)
-    for q, p in ((Gaussian(geometric(6, 0.01, 0.95)), gaussian), (Binomial(erase_evenly(6), 0.2), binomial)):
+    for q, p in (
+        (GaussianForward(log_snr_linear(6, 0.01, 0.95)), gaussian),
+        (BernoulliForward(linear_alpha_bar(6), 0.2), binomial),
+    ):
         told = []
         for t in range(1, 7):
             p(q, all_states(2), torch.full((4,), t))
@@ -397,9 +395,9 @@ def test_denoisers_tell_their_network_the_level_of_the_noise():
 
 
 def test_gaussian_denoiser_tells_its_network_waves_of_x():
-    p, xt = GaussianDenoiser(2, width=8, layers=2, octaves=3), draws(5, 2).double()
+    p, xt = FourierMLP(2, width=8, n_layers=2, n_frequencies=3), draws(5, 2).double()
     p.mlp = Listens(4)
-    p(Gaussian(geometric(6, 0.01, 0.95)), xt, torch.full((5,), 3))
+    p(GaussianForward(log_snr_linear(6, 0.01, 0.95)), xt, torch.full((5,), 3))
     columns = list(p.mlp.told.T)
     waves = [wave(1.5 * 2**k * xt.float()) for k in range(3) for wave in (torch.sin, torch.cos)]
     for column in torch.cat([xt.float(), *waves], 1).T:
@@ -409,11 +407,11 @@ def test_gaussian_denoiser_tells_its_network_waves_of_x():
 
 @pytest.mark.parametrize("batch", [1, 6])
 def test_trained_denoisers_hear_every_entry_and_t(batch):
-    gaussian = scramble(GaussianDenoiser(2, width=8, layers=2, octaves=3))
-    binomial = scramble(BinomialDenoiser(2, width=8, layers=2))
+    gaussian = scramble(FourierMLP(2, width=8, n_layers=2, n_frequencies=3))
+    binomial = scramble(BinomialDenoiser(2, width=8, n_layers=2))
     for q, p, xt in (
-        (Gaussian(geometric(6, 0.01, 0.95)), gaussian, draws(batch, 2).double()),
-        (Binomial(erase_evenly(6), 0.2), binomial, (draws(batch, 2) > 0).double()),
+        (GaussianForward(log_snr_linear(6, 0.01, 0.95)), gaussian, draws(batch, 2).double()),
+        (BernoulliForward(linear_alpha_bar(6), 0.2), binomial, (draws(batch, 2) > 0).double()),
     ):
         t = torch.full((batch,), 3)
         mean, variance = p(q, xt, t)
@@ -437,16 +435,16 @@ def picture(*shape, seed=1):
 
 
 def conv_net(T=20, channels=1, J=4, scales=2):
-    return ImageNetwork(T, channels, [Convolutions(channels, 5, 2, 3, scales)], width=6, layers=2, J=J)
+    return PaperImageNetwork(T, channels, [ConvPathway(channels, 5, 2, 3, scales)], width=6, n_layers=2, J=J)
 
 
 def dense_net(T=20, channels=1, J=4, size=4):
-    return ImageNetwork(T, channels, [Dense(channels, size, 7, 2, 3)], width=6, layers=2, J=J)
+    return PaperImageNetwork(T, channels, [DensePathway(channels, size, 7, 2, 3)], width=6, n_layers=2, J=J)
 
 
 def both_net(T=20, channels=3, J=4, size=4):
-    pathways = [Dense(channels, size, 7, 2, 3), Convolutions(channels, 5, 2, 3, 2)]
-    return ImageNetwork(T, channels, pathways, width=6, layers=2, J=J)
+    pathways = [DensePathway(channels, size, 7, 2, 3), ConvPathway(channels, 5, 2, 3, 2)]
+    return PaperImageNetwork(T, channels, pathways, width=6, n_layers=2, J=J)
 
 
 @pytest.mark.parametrize(
@@ -454,7 +452,7 @@ def both_net(T=20, channels=3, J=4, size=4):
 )
 def test_scale_sum_pools_convolves_upsamples_and_adds(kernel, scales, size):
     """D.2.1's steps 1 to 3, each scale alone: means of blocks, a convolution, every pixel repeated, the sum."""
-    layer = scramble(ScaleSum(2, 3, kernel, scales, mean=0.4))
+    layer = scramble(MultiScaleSum(2, 3, kernel, scales, mean=0.4))
     x, total = draws(2, 2, *size), torch.zeros(2, 3, *size)
     for k, convolution in enumerate(layer.convolutions):
         f = 2**k
@@ -467,14 +465,14 @@ def test_scale_sum_pools_convolves_upsamples_and_adds(kernel, scales, size):
 
 def test_multi_scale_layer_ends_in_one_softplus():
     layer, x = scramble(MultiScaleConv(2, 3, 3, 2)), draws(2, 2, 4, 4)
-    plain = ScaleSum(2, 3, 3, 2)
+    plain = MultiScaleSum(2, 3, 3, 2)
     plain.load_state_dict(layer.state_dict())
     assert close(layer(x), torch.log(1 + torch.exp(plain(x))), 1e-5)
 
 
 def test_the_sum_over_scales_sees_further_than_its_kernel():
     """A 3×3 kernel at 3 scales reaches across 8 pixels, and no further than its blocks of 4."""
-    layer, x = ScaleSum(1, 1, 3, 3), torch.zeros(1, 1, 16, 16)
+    layer, x = MultiScaleSum(1, 1, 3, 3), torch.zeros(1, 1, 16, 16)
     x[0, 0, 0, 0] = 1
     reach = (layer(x) != layer(torch.zeros_like(x)))[0, 0]
     assert bool(reach[:8, :8].all()) and not bool(reach[8:].any()) and not bool(reach[:, 8:].any())
@@ -502,7 +500,7 @@ def test_six_multi_scale_layers_keep_the_variance_of_their_signal(scales):
     """What of each layer's output changes from image to image: within a factor of 5, for noise and pictures."""
     for x in (draws(48, 1, 32, 32), picture(48, 1, 32, 32)):
         h = x
-        for layer in Convolutions(1, 32, 6, 3, scales):
+        for layer in ConvPathway(1, 32, 6, 3, scales):
             h = layer(h).detach()
             assert 1 / 5 < float(h.var(0).mean()) / SOFTPLUS_VARIANCE < 5
             assert SOFTPLUS_MEAN / 2 < float(h.mean()) < SOFTPLUS_MEAN * 2
@@ -511,13 +509,13 @@ def test_six_multi_scale_layers_keep_the_variance_of_their_signal(scales):
 def test_one_scale_starts_at_the_moments_it_is_told_of():
     """At kernel 1 and many channels, outputs of mean 0 and variance 1 from inputs of mean 3 and variance ¼."""
     x = 3 + draws(64, 200, 4, 4) / 2
-    y = ScaleSum(200, 200, 1, 1, mean=3.0, variance=0.25)(x).detach()
+    y = MultiScaleSum(200, 200, 1, 1, mean=3.0, variance=0.25)(x).detach()
     assert float(y.mean()) == pytest.approx(0, abs=0.03)
     assert float(y.var()) == pytest.approx(1, abs=0.05)
 
 
 def test_dense_pathway_is_tanh_layers_over_the_whole_image():
-    layer = scramble(Dense(2, 3, 7, 2, 4))
+    layer = scramble(DensePathway(2, 3, 7, 2, 4))
     x = draws(5, 2, 3, 3)
     linear = [m for m in layer if isinstance(m, nn.Linear)]
     assert [tuple(m.weight.shape) for m in linear] == [(7, 18), (7, 7), (36, 7)]
@@ -531,7 +529,7 @@ def test_tanh_layers_start_with_the_variance_kept():
     """Four layers of 500 over noise, and over pictures: between a third and three times tanh's own variance, 0.39."""
     for x in (draws(200, 1, 8, 8), picture(200, 1, 8, 8)):
         h = x
-        for layer in Dense(1, 8, 500, 4, 2):
+        for layer in DensePathway(1, 8, 500, 4, 2):
             h = layer(h).detach()
             if isinstance(layer, nn.Tanh):
                 assert 0.39 / 3 < float(h.var(0).mean()) < 0.39 * 3
@@ -563,8 +561,8 @@ def test_image_network_puts_its_pathways_side_by_side():
 def test_image_networks_start_at_zero_so_that_p_starts_at_the_forward_kernel(network, channels):
     x, t = draws(3, channels, 4, 4).double(), torch.tensor([2, 11, 20])
     assert torch.equal(network(x.float(), t), torch.zeros(3, 2 * channels, 4, 4))
-    q = Gaussian(geometric(20, 0.01, 0.9))
-    law, kernel = GaussianStep(network)(q, x, t), q.step(x, t)
+    q = GaussianForward(log_snr_linear(20, 0.01, 0.9))
+    law, kernel = KernelPerturbation(network)(q, x, t), q.transition(x, t)
     assert close(law.mean.detach(), kernel.mean, 1e-14)
     assert close(law.variance.detach().expand_as(x), kernel.variance.expand_as(x), 1e-14)
 
@@ -607,10 +605,10 @@ def test_bumps_fill_no_weights_file_of_an_image_network():
 def test_a_wide_dense_pathway_starts_by_passing_the_picture_on(channels):
     """The first outputs are tanh of tanh of tanh of a quarter of the picture, pixel by pixel; the others are not."""
     x = draws(5, channels, 4, 4)
-    out = Dense(channels, 4, width=50, layers=2, outputs=channels + 2)(x)
+    out = DensePathway(channels, 4, width=50, n_layers=2, outputs=channels + 2)(x)
     assert close(out[:, :channels], (x / 4).tanh().tanh().tanh(), 1e-6)
     assert (out[:, channels:].std(0) > 0.1).all()
-    narrow = Dense(channels, 4, width=16 * channels - 1, layers=2, outputs=channels)(x)
+    narrow = DensePathway(channels, 4, width=16 * channels - 1, n_layers=2, outputs=channels)(x)
     assert not close(narrow, (x / 4).tanh().tanh().tanh(), 0.1)
 
 
@@ -620,7 +618,7 @@ def test_a_wide_dense_pathway_starts_by_passing_the_picture_on(channels):
 def test_cost_of_a_dense_pathway_by_hand():
     """Multiply-adds: every weight once, the 1×1 and bump layers once a pixel. Kept: each layer's input or output."""
     network, (D, pixels) = dense_net(), (16, 16)
-    adds, kept = cost(network, draws(1, 1, 4, 4), torch.tensor([3]))
+    adds, kept = count_macs(network, draws(1, 1, 4, 4), torch.tensor([3]))
     mixing = 4 * 2 * 6  # the weights at t, from those of 4 bumps
     biases = 4 * 2
     assert adds == (D * 7 + 7 * 7 + 7 * 3 * pixels) + pixels * (3 * 6 + 6 * 6) + pixels * 6 * 2 + mixing + biases
@@ -631,16 +629,16 @@ def test_cost_of_a_dense_pathway_by_hand():
 @pytest.mark.parametrize("scales", [1, 2, 3])
 def test_cost_of_a_multi_scale_layer_by_hand(scales):
     """Kernel² × inputs × outputs a place, at 8×8, 4×4, … places."""
-    adds, kept = cost(MultiScaleConv(2, 3, 5, scales), draws(1, 2, 8, 8).requires_grad_())
+    adds, kept = count_macs(MultiScaleConv(2, 3, 5, scales), draws(1, 2, 8, 8).requires_grad_())
     assert adds == 25 * 2 * 3 * sum((8 >> k) ** 2 for k in range(scales))
     inputs = 2 * sum((8 >> k) ** 2 for k in range(scales))  # one less its mean, and one a pooling
     assert kept == 4 * (inputs + 3 * 64)  # and what softplus is given
 
 
 def test_what_a_step_keeps_does_not_grow_with_T_and_grows_with_the_batch():
-    small, large = (cost(both_net(T=T), draws(1, 3, 4, 4), torch.tensor([3])) for T in (10, 1000))
+    small, large = (count_macs(both_net(T=T), draws(1, 3, 4, 4), torch.tensor([3])) for T in (10, 1000))
     assert small == large
-    two = cost(both_net(), draws(2, 3, 4, 4), torch.tensor([3, 4]))
+    two = count_macs(both_net(), draws(2, 3, 4, 4), torch.tensor([3, 4]))
     assert two[0] == 2 * small[0] and small[1] < two[1] <= 2 * small[1]
 
 
@@ -648,20 +646,22 @@ def test_peak_is_that_of_the_fastest_product(monkeypatch):
     """Of a hundred all but one take a second, that one half."""
     clock = itertools.accumulate([0.0] + [1.0] * 8 + [0.5] + [1.0] * 190)
     monkeypatch.setattr(networks.time, "perf_counter", lambda: next(clock))
-    assert peak(torch.device("cpu"), torch.float32) == pytest.approx(2 * 512**3)
+    assert peak_macs_per_second(torch.device("cpu"), torch.float32) == pytest.approx(2 * 512**3)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pictures_stay_channels_last_from_the_first_layer_on(channels):
     """One channel has no layout of its own; what comes of it must, forwards and back, or every layer copies."""
     x, t = draws(2, channels, 8, 8).requires_grad_(), torch.tensor([3, 4])
-    kept, ours, theirs = [], denoiser(channels), Convolutions(channels, 5, layers=3, kernel=3, scales=2)
+    kept, ours, theirs = [], denoiser(channels), ConvPathway(channels, 5, n_layers=3, kernel=3, n_scales=2)
     for layer in [
-        layer for layer in [*ours.modules(), *theirs] if isinstance(layer, ScaleSum | ScaleBlock | PairBlock | Halved)
+        layer
+        for layer in [*ours.modules(), *theirs]
+        if isinstance(layer, MultiScaleSum | MultiScaleBlock | ResidualBlock | UNetLevel)
     ]:
         layer.register_forward_hook(lambda layer, given, out: kept.append(out))
         layer.register_full_backward_hook(lambda layer, back, out: kept.append(out[0]))
-    mean, _ = ours(Gaussian(geometric(6, 0.01, 0.95)), x, t)
+    mean, _ = ours(GaussianForward(log_snr_linear(6, 0.01, 0.95)), x, t)
     (mean.square().sum() + theirs(x).square().sum()).backward()
     assert len(kept) == 2 * (2 + 3 + 1 + 3) and all(h.is_contiguous(memory_format=torch.channels_last) for h in kept)
 
@@ -671,19 +671,21 @@ def test_pictures_stay_channels_last_from_the_first_layer_on(channels):
 
 def denoiser(channels=1):
     """Of both kinds of blocks."""
-    return ImageDenoiser(channels, 6, Blocks([ScaleBlock(6, scales=2), *u_net((6, 4), (1, 1))]), octaves=2)
+    return ImageDenoiser(
+        channels, 6, ConditionalSequential([MultiScaleBlock(6, n_scales=2), *u_net((6, 4), (1, 1))]), n_frequencies=2
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_image_denoiser_starts_at_the_exact_answer_for_normal_data(channels):
-    q, p = Gaussian(geometric(6, 0.01, 0.95)), denoiser(channels)
+    q, p = GaussianForward(log_snr_linear(6, 0.01, 0.95)), denoiser(channels)
     xt, t = draws(5, channels, 4, 4).double(), torch.tensor([1, 2, 3, 5, 6])
     mean, variance = (moment.detach() for moment in p(q, xt, t))
     for i, s in enumerate(t.tolist()):
         signal = math.prod(1 - b for b in q.beta[: s + 1].tolist())
         assert close(mean[i], math.sqrt(signal) * xt[i], 1e-12)
         assert close(variance[i], torch.full_like(xt[i], 1 - signal), 1e-12)
-    law, kernel = Denoise(p)(q, xt[1:], t[1:]), q.step(xt[1:], t[1:])
+    law, kernel = VPrediction(p)(q, xt[1:], t[1:]), q.transition(xt[1:], t[1:])
     assert close(law.mean.detach(), kernel.mean, 1e-12)
     assert close(law.variance.detach(), kernel.variance.expand_as(xt[1:]), 1e-12)
 
@@ -691,7 +693,7 @@ def test_image_denoiser_starts_at_the_exact_answer_for_normal_data(channels):
 def test_image_denoiser_hears_the_noise_level_and_not_t():
     """Two chains, of 6 steps and of 11, where every other step of one has the noise of the other."""
     p = scramble(denoiser())
-    short, long = Gaussian(geometric(6, 0.01, 0.95)), Gaussian(geometric(11, 0.01, 0.95))
+    short, long = GaussianForward(log_snr_linear(6, 0.01, 0.95)), GaussianForward(log_snr_linear(11, 0.01, 0.95))
     xt = draws(3, 1, 4, 4).double()
     for t in range(1, 6):
         a = torch.cat(p(short, xt, torch.full((3,), t)))
@@ -700,51 +702,51 @@ def test_image_denoiser_hears_the_noise_level_and_not_t():
 
 
 def test_image_denoiser_takes_one_t_or_many_and_each_image_alone():
-    p, q = scramble(denoiser(3), size=0.1), Gaussian(geometric(6, 0.01, 0.95))
+    p, q = scramble(denoiser(3), size=0.1), GaussianForward(log_snr_linear(6, 0.01, 0.95))
     xt, t = draws(3, 3, 8, 4).double(), torch.tensor([2, 4, 6])
     mean, variance = p(q, xt, t)
     assert mean.shape == variance.shape == xt.shape and bool((variance > 0).all())
     for i in range(3):
-        one = everywhere(int(t[i]), xt)
+        one = int(t[i])
         assert close(p(q, xt, one)[0][i], mean[i], 1e-5) and close(p(q, xt, one)[1][i], variance[i], 1e-5)
 
 
 def test_image_denoiser_answers_where_the_chain_has_forgotten_all():
     """β_T = 1: nothing is left of x⁰ in x^T, and the answer is that of hardly anything left."""
     p, xt, t = scramble(denoiser(), size=0.1), draws(2, 1, 4, 4).double(), torch.tensor([4, 4])
-    gone, faint = erase_evenly(4), erase_evenly(4)
+    gone, faint = linear_alpha_bar(4), linear_alpha_bar(4)
     faint[4] -= 1e-12
-    answers = [torch.cat(p(Gaussian(beta), xt, t)) for beta in (gone, faint)]
+    answers = [torch.cat(p(GaussianForward(beta), xt, t)) for beta in (gone, faint)]
     assert bool(answers[0].isfinite().all()) and close(*answers, 1e-4)
 
 
 def test_parted_denoisers_answer_each_for_its_own_noise_levels():
     """At t = 1 and 2 signal prevails, or is as large as noise; at t = 3 and 4 noise prevails, and the other answers."""
-    q = Gaussian(from_alpha_bar(torch.tensor([0.7, 0.5, 0.49, 0.01], dtype=torch.float64)))
+    q = GaussianForward(beta_from_alpha_bar(torch.tensor([0.7, 0.5, 0.49, 0.01], dtype=torch.float64)))
     noisy, clear = scramble(denoiser(), size=0.1), scramble(denoiser(), size=0.2)
     xt, t = draws(5, 1, 4, 4).double(), torch.tensor([3, 1, 4, 2, 3])
-    parted = Parted(noisy, clear, at=0.505)
+    parted = NoiseLevelExperts(noisy, clear, threshold=0.505)
     both = torch.stack(parted(q, xt, t))
     ours, theirs = (torch.stack(network(q, xt, t)) for network in (noisy, clear))
     low = t > 2
     assert close(both[:, low], ours[:, low], 1e-5) and close(both[:, ~low], theirs[:, ~low], 1e-5)
     assert not close(ours, theirs, 1e-2)
     for s, network in ((2, clear), (3, noisy)):
-        one = everywhere(s, xt)
+        one = s
         assert torch.equal(torch.stack(parted(q, xt, one)), torch.stack(network(q, xt, one)))
 
 
 def test_denoisers_answer_where_nothing_is_left_of_the_signal():
     """β_T = 1: the logarithm of the signal is −∞ there."""
-    q, x = Gaussian(erase_evenly(10)), draws(3, 2)
-    for answer in GaussianDenoiser(2, width=8, layers=2, octaves=1)(q, x, torch.tensor([1, 5, 10])):
+    q, x = GaussianForward(linear_alpha_bar(10)), draws(3, 2)
+    for answer in FourierMLP(2, width=8, n_layers=2, n_frequencies=1)(q, x, torch.tensor([1, 5, 10])):
         assert answer.isfinite().all()
 
 
 def test_either_of_two_parted_denoisers_learns_from_its_own_samples_alone():
-    q, x = Gaussian(geometric(20, 0.01, 0.9)), draws(2, 1, 4, 4)
+    q, x = GaussianForward(log_snr_linear(20, 0.01, 0.9)), draws(2, 1, 4, 4)
     for t, n, taught in ((2, 2, "clear"), (20, 2, "noisy"), (2, 1, "clear"), (20, 1, "noisy")):
-        parted = Parted(scramble(denoiser(), size=0.1), scramble(denoiser(), size=0.1), at=0.5)
+        parted = NoiseLevelExperts(scramble(denoiser(), size=0.1), scramble(denoiser(), size=0.1), threshold=0.5)
         torch.cat(parted(q, x[:n], torch.tensor([t, t])[:n])).square().sum().backward()
         for name, parameter in parted.named_parameters():
             assert parameter.grad is not None  # which DDP waits for, be it 0
@@ -752,7 +754,7 @@ def test_either_of_two_parted_denoisers_learns_from_its_own_samples_alone():
 
 
 def test_every_parameter_of_the_image_networks_learns():
-    t, q = torch.tensor([2, 11, 20]), Gaussian(geometric(20, 0.01, 0.9))
+    t, q = torch.tensor([2, 11, 20]), GaussianForward(log_snr_linear(20, 0.01, 0.9))
     both, ours = scramble(both_net(), size=0.1), scramble(denoiser(3), size=0.1)
     x = draws(3, 3, 4, 4)
     for network, answer in ((both, both(x, t)), (ours, torch.cat(ours(q, x, t)))):
@@ -763,12 +765,12 @@ def test_every_parameter_of_the_image_networks_learns():
 @pytest.mark.parametrize(("sizes", "reach"), [(1, 3), (2, 10), (3, 22)])
 def test_a_u_net_sees_as_far_as_the_smallest_size_reaches(sizes, reach):
     """The slope of a corner's answer in the pixels of its row: none beyond the convolutions of the coarsest size."""
-    network = ImageDenoiser(1, 4, u_net((4,) * sizes, (1,) * sizes), octaves=0)
+    network = ImageDenoiser(1, 4, u_net((4,) * sizes, (1,) * sizes), n_frequencies=0)
     torch.manual_seed(0)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     x = torch.zeros(1, 1, 48, 48, requires_grad=True)
-    mean, _ = network(Gaussian(geometric(10, 1e-3, 0.9)), x, torch.tensor([5]))
+    mean, _ = network(GaussianForward(log_snr_linear(10, 1e-3, 0.9)), x, torch.tensor([5]))
     (slope,) = torch.autograd.grad(mean[0, 0, 0, 0], x)
     assert int(slope[0, 0, 0].nonzero().max()) == reach
 
@@ -778,8 +780,8 @@ def test_waves_fade_to_their_mean_under_noise():
     x, variance = draws(1, 1, 2, 2).double(), torch.tensor(0.004, dtype=torch.float64)
     nodes, weights = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(60))
     noisy = x + variance.sqrt() * nodes[:, None, None, None]
-    clean = faded_waves(x, 2 * variance, octaves=3)
-    for clear, seen in zip(clean, faded_waves(noisy, variance, octaves=3), strict=True):
+    clean = denoised_fourier_features(x, 2 * variance, n_frequencies=3)
+    for clear, seen in zip(clean, denoised_fourier_features(noisy, variance, n_frequencies=3), strict=True):
         mean = (weights[:, None, None, None] * seen).sum(0, keepdim=True) / weights.sum()
         assert close(mean, clear, 1e-12)
     assert len(clean) == 6
@@ -787,7 +789,7 @@ def test_waves_fade_to_their_mean_under_noise():
 
 
 def test_a_pair_block_starts_as_nothing_and_answers_its_level():
-    h, level, block = draws(2, 4, 6, 6), draws(2, LEVELS), PairBlock(4)
+    h, level, block = draws(2, 4, 6, 6), draws(2, EMBEDDING_SIZE), ResidualBlock(4)
     assert torch.equal(block(h, level), h)
     scramble(block)
     scale, shift = (part[:, :, None, None] for part in block.level(level).split(4, dim=1))
@@ -797,46 +799,46 @@ def test_a_pair_block_starts_as_nothing_and_answers_its_level():
 
 
 def test_halved_adds_what_it_makes_of_the_means_of_four_pixels():
-    h, halved = draws(2, 3, 4, 6), Halved(3, 5, Blocks())
+    h, halved = draws(2, 3, 4, 6), UNetLevel(3, 5, ConditionalSequential())
     means = h.view(2, 3, 2, 2, 3, 2).mean((3, 5))
     inside = conv2d(means, halved.inward.weight, halved.inward.bias)
     back = conv2d(inside, halved.outward.weight, halved.outward.bias)
-    assert close(halved(h, draws(2, LEVELS)), h + back.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    assert close(halved(h, draws(2, EMBEDDING_SIZE)), h + back.repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 
 def test_halved_refuses_a_size_that_does_not_halve():
     with pytest.raises(ValueError, match="6×5 do not pool to 2 scales"):
-        Halved(3, 5, Blocks())(draws(1, 3, 6, 5), draws(1, LEVELS))
+        UNetLevel(3, 5, ConditionalSequential())(draws(1, 3, 6, 5), draws(1, EMBEDDING_SIZE))
 
 
 def test_gaussian_denoiser_hears_a_quarter_of_the_log_snr():
-    q, p = Gaussian(geometric(6, 0.01, 0.95)), GaussianDenoiser(2, 8, 2, 3)
+    q, p = GaussianForward(log_snr_linear(6, 0.01, 0.95)), FourierMLP(2, 8, 2, 3)
     p.mlp = Listens(4)
     p(q, torch.zeros(4, 2).double(), torch.full((4,), 3))
-    want = (q.alpha_bar[3] / q.noise_level[3]).log() / 4
+    want = (q.alpha_bar[3] / q.noise_variance[3]).log() / 4
     assert torch.allclose(p.mlp.told[:, 2], want.float().expand(4), atol=1e-6)
 
 
 def test_binomial_denoiser_hears_a_quarter_of_the_evidence_and_the_signal():
-    q, p, xt = Binomial(erase_evenly(6), 0.2), BinomialDenoiser(2, 8, 2), torch.eye(2).double()
+    q, p, xt = BernoulliForward(linear_alpha_bar(6), 0.2), BinomialDenoiser(2, 8, 2), torch.eye(2).double()
     p.mlp = Listens(2)
     t = torch.full((2,), 2)
     p(q, xt, t)
-    want = torch.cat([q.evidence(xt, t) / 4, q.alpha_bar[2].expand(2, 1)], dim=1)
+    want = torch.cat([q.log_likelihood_ratio(xt, t) / 4, q.alpha_bar[2].expand(2, 1)], dim=1)
     assert torch.allclose(p.mlp.told, want.float(), atol=1e-6)
 
 
 def test_image_denoiser_hears_levels_from_minus_8_to_16():
     p = ImageDenoiser(1, 4, u_net((4,), (1,)), 0)
-    assert LEVELS == 16 and torch.allclose(p.centres, torch.linspace(-8, 16, 16))
+    assert EMBEDDING_SIZE == 16 and torch.allclose(p.centres, torch.linspace(-8, 16, 16))
 
 
 def test_waves_of_a_picture_fade_by_its_noise_level(monkeypatch):
-    q, p, heard = Gaussian(geometric(6, 0.01, 0.95)), ImageDenoiser(1, 4, u_net((4,), (1,)), 2), []
+    q, p, heard = GaussianForward(log_snr_linear(6, 0.01, 0.95)), ImageDenoiser(1, 4, u_net((4,), (1,)), 2), []
     p.inward.register_forward_pre_hook(lambda _, x: heard.append(x[0]))
     xt = torch.randn(2, 1, 4, 4, generator=Generator().manual_seed(0)).double()
     p(q, xt, torch.tensor([1, 5]))
-    x, noise = xt.float(), q.noise_level[[1, 5]].float().view(2, 1, 1, 1)
+    x, noise = xt.float(), q.noise_variance[[1, 5]].float().view(2, 1, 1, 1)
     waves = [
         (-((2 * math.pi * 2**k) ** 2) * noise / 2).exp() * f(2 * math.pi * 2**k * x)
         for k in (0, 1)
@@ -846,7 +848,7 @@ def test_waves_of_a_picture_fade_by_its_noise_level(monkeypatch):
 
 
 def test_the_last_layer_of_the_image_denoiser_sees_silu():
-    q, p, seen = Gaussian(geometric(6, 0.01, 0.95)), ImageDenoiser(1, 4, u_net((4,), (1,)), 0), []
+    q, p, seen = GaussianForward(log_snr_linear(6, 0.01, 0.95)), ImageDenoiser(1, 4, u_net((4,), (1,)), 0), []
     p.blocks.register_forward_hook(lambda _, x, h: seen.append(h))
     p.outward.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
     p(q, torch.randn(2, 1, 4, 4).double(), torch.tensor([2, 5]))
@@ -854,5 +856,5 @@ def test_the_last_layer_of_the_image_denoiser_sees_silu():
 
 
 def test_other_units_of_a_copying_layer_start_four_times_as_large():
-    layer = copying_layer(50, 400, copies=20)
+    layer = copying_layer(50, 400, n_copies=20)
     assert float(layer.weight[20:].detach().std()) == pytest.approx(4 * math.sqrt(2 / 450), rel=0.05)

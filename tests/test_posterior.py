@@ -6,23 +6,22 @@ import pytest
 import torch
 from torch import Generator
 
-from dpm.bound import per_sample
-from dpm.forward import Binomial, Bits, Gaussian, Normal
+from dpm.distributions import Bernoulli, Normal
+from dpm.forward import BernoulliForward, GaussianForward, sum_except_batch
+from dpm.importance import effective_sample_size
 from dpm.posterior import (
-    Factor,
-    Hint,
-    Noisy,
-    Smooth,
-    carried,
+    BernoulliLikelihood,
+    GaussianLikelihood,
+    GradientGuidance,
+    Likelihood,
+    annealed,
     constant,
-    effective,
-    fading,
+    diffused,
+    posterior_trajectory,
     resample,
-    sample,
-    trajectory,
+    sample_posterior,
 )
-from dpm.reverse import edge
-from dpm.schedules import erase_evenly, geometric
+from dpm.schedules import linear_alpha_bar, log_snr_linear
 
 
 def real(*values):
@@ -39,10 +38,10 @@ def times(t, n):
 
 STATES = torch.cartesian_prod(*[real(0, 1)] * 2)
 LINE = torch.linspace(-30, 30, 60_001, dtype=torch.float64)[:, None]
-BEAT = Binomial(real(0, 0.1, 0.3, 0.5), rate=0.3)
-ROLL = Gaussian(real(0, 0.1, 0.3, 0.5))
-HINT = Hint(real(1.7, -0.6))
-LOOK = Noisy(real(0.8), real(0.35))
+BEAT = BernoulliForward(real(0, 0.1, 0.3, 0.5), prior_prob=0.3)
+ROLL = GaussianForward(real(0, 0.1, 0.3, 0.5))
+HINT = BernoulliLikelihood(real(1.7, -0.6))
+LOOK = GaussianLikelihood(real(0.8), real(0.35))
 
 
 def on_line(values):
@@ -56,7 +55,7 @@ def integral(log_values):
 
 def bits_model(q, xt, t):
     """A reverse model of two bits with arbitrary log odds."""
-    return Bits(xt @ draws(2, 2, seed=5) + t[:, None] * draws(2, seed=6) / 3)
+    return Bernoulli(xt @ draws(2, 2, seed=5) + t[:, None] * draws(2, seed=6) / 3)
 
 
 def line_model(q, xt, t):
@@ -74,31 +73,34 @@ def tables(q=BEAT):
     """p(x²→x³ …) as matrices: [start, 3→2, 2→1, 1→0]."""
     start = table(q.prior(STATES))[:1]
     return [start, table(bits_model(q, STATES, times(3, 4))), table(bits_model(q, STATES, times(2, 4))),
-            table(edge(q, STATES))]  # fmt: skip
+            table(q.final_step(None, STATES))]  # fmt: skip
 
 
 def exact_bits(r=HINT):
     """p(x⁰) r(x⁰)/Z and log Z by matrices."""
     start, *steps = tables()
     p = start @ steps[0] @ steps[1] @ steps[2]
-    joint = p[0] * r.log(STATES).exp()
+    joint = p[0] * r.log_prob(STATES).exp()
     return joint / joint.sum(), joint.sum().log()
 
 
-@pytest.mark.parametrize("r", [HINT, HINT.power(real(0.3)), Hint(real(math.inf, 0)), Hint(real(0.2, -math.inf))])
+@pytest.mark.parametrize(
+    "r",
+    [HINT, HINT.temper(real(0.3)), BernoulliLikelihood(real(math.inf, 0)), BernoulliLikelihood(real(0.2, -math.inf))],
+)
 def test_bits_times_r_against_enumeration(r):
-    law = Bits(real(0.4, -1.1).expand(4, 2))
-    p, weight = law.log_prob(STATES).sum(1), r.log(STATES).exp()
+    law = Bernoulli(real(0.4, -1.1).expand(4, 2))
+    p, weight = law.log_prob(STATES).sum(1), r.log_prob(STATES).exp()
     joint = p.exp() * weight
     on = joint @ STATES / joint.sum()
-    assert torch.allclose(r.times(law).probs[0], on, atol=1e-12)
-    assert torch.allclose(r.log_weight(law, STATES)[0], joint.sum().log(), atol=1e-12)
+    assert torch.allclose(r.multiply(law).probs[0], on, atol=1e-12)
+    assert torch.allclose(r.log_normalizer(law, STATES)[0], joint.sum().log(), atol=1e-12)
 
 
 def test_table_app1_needs_c_where_it_prints_x():
     c, d = real(0.4, 0.1, 0.7), real(0.9, 0.3, 0.5)
     right = c * d / (c * d + (1 - c) * (1 - d))
-    assert torch.allclose(Hint(d.logit()).times(Bits(c.logit())).probs, right, atol=1e-14)
+    assert torch.allclose(BernoulliLikelihood(d.logit()).multiply(Bernoulli(c.logit())).probs, right, atol=1e-14)
     printed = [c * d / (x * d + (1 - c) * (1 - d)) for x in (0, 1)]
     assert printed[0].max() > 1 and all(((right - wrong).abs() > 1e-3).all() for wrong in printed)
 
@@ -106,54 +108,56 @@ def test_table_app1_needs_c_where_it_prints_x():
 @pytest.mark.parametrize(("mean", "variance"), [(0.3, 0.5), (-2.0, 0.01), (1.0, 4.0)])
 def test_gaussian_times_r_against_quadrature(mean, variance):
     law = Normal(real(mean)[None], real(variance)[None])
-    joint = law.log_prob(LINE)[:, 0] + LOOK.log(LINE)
-    weight, product = on_line(joint), LOOK.times(law)
+    joint = law.log_prob(LINE)[:, 0] + LOOK.log_prob(LINE)
+    weight, product = on_line(joint), LOOK.multiply(law)
     assert torch.allclose(product.mean[0, 0], weight @ LINE[:, 0], atol=1e-10)
     assert torch.allclose(product.variance[0, 0], weight @ (LINE[:, 0] - product.mean).square()[0], atol=1e-10)
-    assert torch.allclose(LOOK.log_weight(law, LINE[:1])[0], integral(joint), atol=1e-10)
+    assert torch.allclose(LOOK.log_normalizer(law, LINE[:1])[0], integral(joint), atol=1e-10)
 
 
 def test_a_known_coordinate_is_pinned_and_an_unseen_one_left_alone():
     law = Normal(draws(3, 2), draws(3, 2, seed=2).exp())
-    r = Noisy(real(0.4, 0), real(0, math.inf))
-    product = r.times(law)
-    assert torch.equal(product.at(draws(3, 2))[:, 0], real(0.4, 0.4, 0.4))
+    r = GaussianLikelihood(real(0.4, 0), real(0, math.inf))
+    product = r.multiply(law)
+    assert torch.equal(product.reparameterize(draws(3, 2))[:, 0], real(0.4, 0.4, 0.4))
     assert torch.equal(product.mean[:, 1], law.mean[:, 1])
     assert torch.allclose(product.variance[:, 1], law.variance[:, 1], atol=1e-15)
     want = Normal(law.mean[:, 0], law.variance[:, 0]).log_prob(real(0.4))
-    assert torch.allclose(r.log_weight(law, law.mean), want, atol=1e-12)
+    assert torch.allclose(r.log_normalizer(law, law.mean), want, atol=1e-12)
 
 
 def test_weight_is_the_normaliser_wherever_x_lies():
     """p r/p̃ by densities against Z̃ in closed form."""
     law, x = Normal(draws(7, 3), draws(7, 3, seed=2).exp()), 3 * draws(7, 3, seed=3)
-    r = Noisy(draws(3, seed=4), draws(3, seed=5).exp())
-    assert torch.allclose(Factor.log_weight(r, law, x), r.log_weight(law, x), atol=1e-10)
-    law, r = Bits(draws(4, 2)), Hint(real(1.7, -0.6))
-    assert torch.allclose(Factor.log_weight(r, law, STATES), r.log_weight(law, STATES), atol=1e-10)
+    r = GaussianLikelihood(draws(3, seed=4), draws(3, seed=5).exp())
+    assert torch.allclose(Likelihood.log_normalizer(r, law, x), r.log_normalizer(law, x), atol=1e-10)
+    law, r = Bernoulli(draws(4, 2)), BernoulliLikelihood(real(1.7, -0.6))
+    assert torch.allclose(Likelihood.log_normalizer(r, law, STATES), r.log_normalizer(law, STATES), atol=1e-10)
 
 
 def test_first_order_is_exact_for_an_exponential():
     """Appendix C has no Hessian to neglect when log r is linear."""
     law = Normal(real(0.3)[None], real(0.5)[None])
-    r = Smooth(lambda x: 1.3 * x.sum(1))
-    weight = on_line(law.log_prob(LINE)[:, 0] + r.log(LINE))
-    product = r.times(law)
+    r = GradientGuidance(lambda x: 1.3 * x.sum(1))
+    weight = on_line(law.log_prob(LINE)[:, 0] + r.log_prob(LINE))
+    product = r.multiply(law)
     assert torch.allclose(product.mean[0, 0], weight @ LINE[:, 0], atol=1e-10)
     assert torch.allclose(product.variance, law.variance, atol=1e-15)
     log_odds = real(1.7, -0.6)
-    bits = Bits(draws(4, 2))
+    bits = Bernoulli(draws(4, 2))
     assert torch.allclose(
-        Smooth(lambda x: x @ log_odds).times(bits).logits, Hint(log_odds).times(bits).logits, atol=1e-14
+        GradientGuidance(lambda x: x @ log_odds).multiply(bits).logits,
+        BernoulliLikelihood(log_odds).multiply(bits).logits,
+        atol=1e-14,
     )
 
 
 def test_first_order_line_by_line():
     """(52) to (61) at 40 places y around μ, for r far from Gaussian."""
     mu, sigma, y = draws(1, 2), draws(1, 2, seed=2).exp(), 2 * draws(40, 2, seed=3)
-    law, r = Normal(mu, sigma), Smooth(lambda x: -(x.sin() + 0.3 * x[:, :1] * x).sum(1))
+    law, r = Normal(mu, sigma), GradientGuidance(lambda x: -(x.sin() + 0.3 * x[:, :1] * x).sum(1))
     at = mu.clone().requires_grad_()
-    (g,) = torch.autograd.grad(-r.log(at).sum(), at)
+    (g,) = torch.autograd.grad(-r.log_prob(at).sum(), at)
 
     def quadratic(x):
         return (x.square() / sigma).sum(1) / 2
@@ -161,16 +165,16 @@ def test_first_order_line_by_line():
     def level(values):
         return torch.allclose(values, values[:1], atol=1e-12)
 
-    exact = LOOK.times(law).log_prob(y).sum(1)
-    assert level(exact + quadratic(y - mu) - LOOK.log(y))  # (52)-(55): log p̃ = −E, E = ½(y−μ)²/Σ + E_r
+    exact = LOOK.multiply(law).log_prob(y).sum(1)
+    assert level(exact + quadratic(y - mu) - LOOK.log_prob(y))  # (52)-(55): log p̃ = −E, E = ½(y−μ)²/Σ + E_r
     h = real(1e-2, 1e-3)[:, None]
-    missed = -r.log(mu + h * y[:1]) + r.log(mu) - (h * y[:1] * g).sum(1)
+    missed = -r.log_prob(mu + h * y[:1]) + r.log_prob(mu) - (h * y[:1] * g).sum(1)
     assert float(missed[0] / missed[1]) == pytest.approx(100, rel=0.05)  # (56): E_r(μ) + (y−μ)g, to second order
     energy = quadratic(y - mu) + ((y - mu) * g).sum(1)  # (57)
     assert level(energy - quadratic(y) + (y * (mu / sigma - g)).sum(1))  # (58)
     assert level(energy - quadratic(y - mu + sigma * g))  # (59)
     assert level(energy + Normal(mu - sigma * g, sigma).log_prob(y).sum(1))  # (60)
-    assert level(energy + r.times(law).log_prob(y).sum(1))  # (61)
+    assert level(energy + r.multiply(law).log_prob(y).sum(1))  # (61)
 
 
 def test_first_order_takes_the_slope_at_the_mean():
@@ -178,10 +182,12 @@ def test_first_order_takes_the_slope_at_the_mean():
     law = Normal(draws(5, 1), draws(5, 1, seed=2).exp())
     slope = (LOOK.y - law.mean) / LOOK.variance
     for share in (1.0, 0.25):
-        product = Smooth(LOOK.log).power(real(share)[None]).times(law)
+        product = GradientGuidance(LOOK.log_prob).temper(real(share)[None]).multiply(law)
         assert torch.allclose(product.mean, law.mean + law.variance * share * slope, atol=1e-12)
     x = draws(5, 1, seed=3)
-    assert torch.allclose(Smooth(LOOK.log).power(real(0.25)[None]).log(x), 0.25 * LOOK.log(x), atol=1e-14)
+    assert torch.allclose(
+        GradientGuidance(LOOK.log_prob).temper(real(0.25)[None]).log_prob(x), 0.25 * LOOK.log_prob(x), atol=1e-14
+    )
 
 
 @pytest.mark.parametrize("t", [0, 1, 3])
@@ -190,25 +196,25 @@ def test_carried_against_quadrature_and_enumeration(t):
     laws = ROLL.marginal(x, times(t, 3))
     if t > 0:
         want = [
-            integral(Normal(m, v).log_prob(LINE)[:, 0] + LOOK.log(LINE))
+            integral(Normal(m, v).log_prob(LINE)[:, 0] + LOOK.log_prob(LINE))
             for m, v in zip(laws.mean, laws.variance, strict=True)
         ]
     else:
-        want = list(LOOK.log(x))
-    got, want = LOOK.carried(ROLL, times(t, 3), x).log(x), torch.stack(want)
+        want = list(LOOK.log_prob(x))
+    got, want = LOOK.diffused(ROLL, times(t, 3), x).log_prob(x), torch.stack(want)
     assert torch.allclose(got - got[0], want - want[0], atol=1e-9)
     law = BEAT.marginal(STATES, times(t, 4))
     on, off = law.probs, (-law.logits).sigmoid()
-    d = HINT.log_odds.sigmoid()
+    d = HINT.logits.sigmoid()
     want = (on * d + off * (1 - d)).log().sum(1)
-    got = HINT.carried(BEAT, times(t, 4), STATES).log(STATES)
+    got = HINT.diffused(BEAT, times(t, 4), STATES).log_prob(STATES)
     assert torch.allclose(got - got[0], want - want[0], atol=1e-12)
 
 
 def test_carried_survives_a_chain_that_forgets():
-    q, x = Gaussian(erase_evenly(4)), draws(3, 1)
+    q, x = GaussianForward(linear_alpha_bar(4)), draws(3, 1)
     law = q.prior(x)
-    product = LOOK.carried(q, times(4, 3), x).times(law)
+    product = LOOK.diffused(q, times(4, 3), x).multiply(law)
     assert torch.equal(product.mean, law.mean) and torch.equal(product.variance, law.variance)
 
 
@@ -217,26 +223,34 @@ def test_fading_ends_in_r_and_starts_in_nothing():
     x = draws(6, 1)
     for r, q, law in (
         (LOOK, ROLL, ROLL.prior(x)),
-        (Smooth(LOOK.log), ROLL, ROLL.prior(x)),
+        (GradientGuidance(LOOK.log_prob), ROLL, ROLL.prior(x)),
         (HINT, BEAT, BEAT.prior(STATES)),
     ):
         like = law.mean
-        start, end = (fading(r, q, times(t, len(like)), like) for t in (3, 0))
-        assert torch.equal(start.times(law).mean, law.mean)
-        assert torch.allclose(end.times(law).mean, r.times(law).mean, atol=1e-14)
+        start, end = (annealed(r, q, times(t, len(like)), like) for t in (3, 0))
+        assert torch.equal(start.multiply(law).mean, law.mean)
+        assert torch.allclose(end.multiply(law).mean, r.multiply(law).mean, atol=1e-14)
         assert constant(r, q, times(3, len(like)), like) is r
-    some = fading(LOOK, ROLL, times(1, 6), x).log(x) - fading(LOOK, ROLL, times(1, 6), x).log(x[:1].expand(6, 1))
-    assert torch.allclose(some, (LOOK.log(x) - LOOK.log(x[:1].expand(6, 1))) * 2 / 3, atol=1e-12)
-    known = Noisy(real(0.5), real(0)).power(real(0, 0.5)[:, None])
+    some = annealed(LOOK, ROLL, times(1, 6), x).log_prob(x) - annealed(LOOK, ROLL, times(1, 6), x).log_prob(
+        x[:1].expand(6, 1)
+    )
+    assert torch.allclose(some, (LOOK.log_prob(x) - LOOK.log_prob(x[:1].expand(6, 1))) * 2 / 3, atol=1e-12)
+    known = GaussianLikelihood(real(0.5), real(0)).temper(real(0, 0.5)[:, None])
     assert known.variance[0].isinf() and known.variance[1] == 0
-    assert torch.equal(Hint(real(-math.inf)).power(real(0, 0.5)[:, None]).log_odds[:, 0], real(0, -math.inf))
+    assert torch.equal(
+        BernoulliLikelihood(real(-math.inf)).temper(real(0, 0.5)[:, None]).prior_logit[:, 0], real(0, -math.inf)
+    )
 
 
 def test_kernel_21_keeps_the_product_in_equilibrium_and_22_does_not():
     """(16) to (22), state by state: what carries p(x^t) r(x^t)/Z̃_t from t = 3 to 0, and what a weight makes up for."""
-    r, (start, *steps) = HINT.log(STATES).exp(), tables()
+    r, (start, *steps) = HINT.log_prob(STATES).exp(), tables()
     before = start[0]
-    models = [bits_model(BEAT, STATES, times(3, 4)), bits_model(BEAT, STATES, times(2, 4)), edge(BEAT, STATES)]
+    models = [
+        bits_model(BEAT, STATES, times(3, 4)),
+        bits_model(BEAT, STATES, times(2, 4)),
+        BEAT.final_step(None, STATES),
+    ]
     for p, law in zip(steps, models, strict=True):
         after = before @ p  # (17)
         Z_before, Z_after = before @ r, after @ r
@@ -245,36 +259,38 @@ def test_kernel_21_keeps_the_product_in_equilibrium_and_22_does_not():
         back = Z_after * r[:, None] / (Z_before * r)
         assert torch.allclose(before @ (kernel * back), after, atol=1e-14)  # (20)
         share = kernel.sum(1, keepdim=True)
-        assert torch.allclose(table(HINT.times(law)), kernel / share, atol=1e-14)  # (22)
+        assert torch.allclose(table(HINT.multiply(law)), kernel / share, atol=1e-14)  # (22)
         assert bool(((before * r / Z_before) @ (kernel / share) - after * r / Z_after).abs().max() > 1e-3)
-        weight = HINT.log_weight(law, STATES) - HINT.log(STATES)
+        weight = HINT.log_normalizer(law, STATES) - HINT.log_prob(STATES)
         assert torch.allclose(weight + (Z_before / Z_after).log(), share[:, 0].log(), atol=1e-13)
         before = after
 
 
-@pytest.mark.parametrize("choice", [constant, fading, carried])
+@pytest.mark.parametrize("choice", [constant, annealed, diffused])
 def test_kernels_alone_give_the_law_of_22(choice):
     """Plain samples against the law of x⁰ that the normalised kernels (22) have, by matrices."""
     laws = []
     for k, p in enumerate(tables()):
-        r_t = choice(HINT, BEAT, times(3 - k, 4), STATES).log(STATES)
+        r_t = choice(HINT, BEAT, times(3 - k, 4), STATES).log_prob(STATES)
         joint = p * r_t.exp()
         laws.append(joint / joint.sum(1, keepdim=True))
     want = (laws[0] @ laws[1] @ laws[2] @ laws[3])[0]
     n = 200_000
-    x0, _ = sample(bits_model, BEAT, HINT, torch.zeros(n, 2, dtype=torch.float64), Generator().manual_seed(1), choice)
+    x0, _ = sample_posterior(
+        bits_model, BEAT, HINT, torch.zeros(n, 2, dtype=torch.float64), Generator().manual_seed(1), choice
+    )
     share = (x0[:, None] == STATES).all(-1).double().mean(0)
     assert ((share - want).abs() < 4.5 * (want * (1 - want) / n).sqrt()).all()
     assert ((want - exact_bits()[0]).abs() > 0.004).any()  # which is not p̃
 
 
-@pytest.mark.parametrize("choice", [constant, fading, carried])
+@pytest.mark.parametrize("choice", [constant, annealed, diffused])
 @pytest.mark.parametrize("resample_below", [0.0, 1.0])
 def test_weights_reach_the_exact_posterior_of_bits(choice, resample_below):
     n, (want, log_Z) = 200_000, exact_bits()
     like, generator = torch.zeros(n, 2, dtype=torch.float64), Generator().manual_seed(2)
-    x0, log_weight = sample(bits_model, BEAT, HINT, like, generator, choice, resample_below)
-    assert (effective(log_weight) > n - 1) == (resample_below == 1.0)
+    x0, log_weight = sample_posterior(bits_model, BEAT, HINT, like, generator, choice, resample_below)
+    assert (effective_sample_size(log_weight) > n - 1) == (resample_below == 1.0)
     w = log_weight.softmax(0)
     hit = (x0[:, None] == STATES).all(-1).double()
     error = (w[:, None] * (hit - want)).square().sum(0).sqrt()
@@ -282,7 +298,7 @@ def test_weights_reach_the_exact_posterior_of_bits(choice, resample_below):
     assert abs(log_weight.logsumexp(0) - math.log(n) - log_Z) < 0.01
 
 
-@pytest.mark.parametrize("r", [LOOK, Smooth(LOOK.log)])
+@pytest.mark.parametrize("r", [LOOK, GradientGuidance(LOOK.log_prob)])
 @pytest.mark.parametrize("resample_below", [0.0, 0.9])
 def test_weights_reach_the_exact_posterior_of_a_gaussian(r, resample_below):
     mean, variance = real(0), real(1)
@@ -290,30 +306,35 @@ def test_weights_reach_the_exact_posterior_of_a_gaussian(r, resample_below):
         mean, variance = 0.7 * mean + 0.1 * t, 0.49 * variance + 0.1 + 0.1 * t
     mean, variance = mean * math.sqrt(0.9), 0.9 * variance + 0.1
     prior = Normal(mean, variance)
-    want, log_Z = LOOK.times(prior), Normal(mean, variance + LOOK.variance).log_prob(LOOK.y)
+    want, log_Z = LOOK.multiply(prior), Normal(mean, variance + LOOK.variance).log_prob(LOOK.y)
     n = 200_000
     like, generator = torch.zeros(n, 1, dtype=torch.float64), Generator().manual_seed(3)
-    x0, log_weight = sample(line_model, ROLL, r, like, generator, fading, resample_below)
+    x0, log_weight = sample_posterior(line_model, ROLL, r, like, generator, annealed, resample_below)
     w = log_weight.softmax(0)
     got = w @ x0[:, 0]
     spread = w @ (x0[:, 0] - got).square()
-    assert abs(got - want.mean) < 5 * (want.variance / effective(log_weight)).sqrt()
-    assert abs(spread / want.variance - 1) < 5 * math.sqrt(2 / effective(log_weight))
+    assert abs(got - want.mean) < 5 * (want.variance / effective_sample_size(log_weight)).sqrt()
+    assert abs(spread / want.variance - 1) < 5 * math.sqrt(2 / effective_sample_size(log_weight))
     assert abs(log_weight.logsumexp(0) - math.log(n) - log_Z) < 0.015
 
 
 @pytest.mark.parametrize(
     ("q", "r"),
     [
-        (Gaussian(geometric(9, 1e-2, 0.9)), Noisy(draws(2, 1, 3), real(0.2, 0, math.inf))),
-        (Binomial(erase_evenly(9), rate=0.3), Hint(real(2.0, math.inf, 0.0).expand(2, 1, 3))),
+        (GaussianForward(log_snr_linear(9, 1e-2, 0.9)), GaussianLikelihood(draws(2, 1, 3), real(0.2, 0, math.inf))),
+        (
+            BernoulliForward(linear_alpha_bar(9), prior_prob=0.3),
+            BernoulliLikelihood(real(2.0, math.inf, 0.0).expand(2, 1, 3)),
+        ),
     ],
 )
 def test_weights_are_all_alike_for_data_from_the_prior(q, r):
     """When p is the forward kernel, p(x^t) = π at every t and `carried` makes (22) exact, step by step; images too."""
     like = torch.zeros(5, 2, 1, 3, dtype=torch.float64)
-    log_Z = r.log_weight(q.prior(like), like)
-    for t, x, log_weight in trajectory(lambda q, x, t: q.step(x, t), q, r, like, Generator().manual_seed(1), carried):
+    log_Z = r.log_normalizer(q.prior(like), like)
+    for t, x, log_weight in posterior_trajectory(
+        lambda q, x, t: q.transition(x, t), q, r, like, Generator().manual_seed(1), diffused
+    ):
         assert x.shape == like.shape
         if t <= 1:
             assert torch.allclose(log_weight - log_weight[0], torch.zeros(5, dtype=torch.float64), atol=1e-10)
@@ -326,46 +347,49 @@ def test_resampling_keeps_shares_and_the_mean_weight():
     count = torch.bincount(again[:, 0].long(), minlength=1000)
     assert ((count - 1000 * log_weight.softmax(0)).abs() < 1).all()
     assert torch.allclose(level.exp(), log_weight.exp().mean().expand(1000), atol=1e-12)
-    assert math.isclose(effective(level), 1000, rel_tol=1e-9)
-    assert math.isclose(effective(real(0, -800, -900)), 1)
+    assert math.isclose(effective_sample_size(level), 1000, rel_tol=1e-9)
+    assert math.isclose(effective_sample_size(real(0, -800, -900)), 1)
 
 
 def test_what_cannot_be_is_refused():
-    known = Noisy(real(0.5), real(0))
+    known = GaussianLikelihood(real(0.5), real(0))
     like = torch.zeros(4, 1, dtype=torch.float64)
-    x0, log_weight = sample(line_model, ROLL, known, like, Generator().manual_seed(1))
+    x0, log_weight = sample_posterior(line_model, ROLL, known, like, Generator().manual_seed(1))
     assert torch.equal(x0, like + 0.5)
     with pytest.raises(ValueError, match="carried"):
         resample(x0, log_weight, Generator())
     with pytest.raises(TypeError, match="Noisy or Smooth"):
-        HINT.times(ROLL.prior(like))
+        HINT.multiply(ROLL.prior(like))
 
 
 def test_per_sample_weights():
     """One r a row: the weights of a batch are those of its rows."""
     law = Normal(draws(3, 2), draws(3, 2, seed=2).exp())
-    r = Noisy(draws(3, 2, seed=3), draws(3, 2, seed=4).exp())
+    r = GaussianLikelihood(draws(3, 2, seed=3), draws(3, 2, seed=4).exp())
     rows = [
-        Noisy(r.y[i], r.variance[i]).log_weight(Normal(law.mean[i][None], law.variance[i][None]), None)
+        GaussianLikelihood(r.y[i], r.variance[i]).log_normalizer(Normal(law.mean[i][None], law.variance[i][None]), None)
         for i in range(3)
     ]
-    assert torch.allclose(r.log_weight(law, law.mean), torch.cat(rows), atol=1e-12)
-    assert torch.allclose(per_sample(Normal(r.y, r.variance).log_prob(law.mean)), r.log(law.mean), atol=1e-12)
+    assert torch.allclose(r.log_normalizer(law, law.mean), torch.cat(rows), atol=1e-12)
+    assert torch.allclose(
+        sum_except_batch(Normal(r.y, r.variance).log_prob(law.mean)), r.log_prob(law.mean), atol=1e-12
+    )
 
 
 def test_power_of_a_power():
     law = Normal(torch.zeros(3, 1).double(), torch.ones(3, 1).double())
     half = torch.full((1, 1), 0.5).double()
-    twice = Smooth(lambda x: x.sum(1)).power(half).power(half)
-    assert torch.allclose(twice.times(law).mean, torch.full((3, 1), 0.25).double())
+    twice = GradientGuidance(lambda x: x.sum(1)).temper(half).temper(half)
+    assert torch.allclose(twice.multiply(law).mean, torch.full((3, 1), 0.25).double())
     assert torch.allclose(
-        Smooth(lambda x: x.sum(1), 0.5).power(half).log(torch.ones(3, 1).double()), torch.full((3,), 0.25).double()
+        GradientGuidance(lambda x: x.sum(1), 0.5).temper(half).log_prob(torch.ones(3, 1).double()),
+        torch.full((3,), 0.25).double(),
     )
 
 
 def test_each_row_has_its_share():
-    r = Smooth(lambda x: x.sum(1)).power(torch.tensor([[0.0], [0.5], [1.0]]).double())
-    assert r.log(torch.ones(3, 1).double()).tolist() == [0, 0.5, 1]
+    r = GradientGuidance(lambda x: x.sum(1)).temper(torch.tensor([[0.0], [0.5], [1.0]]).double())
+    assert r.log_prob(torch.ones(3, 1).double()).tolist() == [0, 0.5, 1]
 
 
 def test_resampling_never_passes_the_last_row(monkeypatch):

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from built import HTML, built
 
-from dpm.experiments import EXPERIMENTS, recorded
+from dpm.experiments.registry import EXPERIMENTS
+from dpm.experiments.shipped import load_result
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
@@ -61,7 +62,11 @@ def test_other_code_in_the_glossary_is_an_argument_a_shape_or_a_key_of_a_record(
                 arguments.add(node.arg)
             elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 arguments.add(node.target.id)
-    keys = recorded("swiss_roll", "paper").keys() | recorded("mnist", "cpu").keys() | EXPERIMENTS["mnist"].paper.keys()
+    keys = (
+        load_result("swiss_roll", "paper").keys()
+        | load_result("mnist", "cpu").keys()
+        | EXPERIMENTS["mnist"].paper.keys()
+    )
     plain = re.findall(r"`([^`]+)`", re.sub(r"\{[\w:]+\}`[^`]*`", "", NOTATION))
     assert {"x0", "xt", "rate", "K_bits", "S"} <= set(plain)
     for code in plain:
@@ -87,7 +92,7 @@ def test_the_example_of_the_overview_runs():
     exec(code, names)
     assert (
         names["K"].shape == (1000,)
-        and names["K"].mean() < names["EXPERIMENTS"]["swiss_roll"].optimum.log_probability(names["x0"]).mean()
+        and names["K"].mean() < names["EXPERIMENTS"]["swiss_roll"].ideal.log_prob(names["x0"]).mean()
     )
 
 

@@ -6,23 +6,23 @@ import pytest
 import torch
 from torch import Generator, nn
 
-from dpm.bound import along_trajectory, evaluate
-from dpm.datasets import heartbeat_sequences
-from dpm.forward import Binomial, Bits, Gaussian, Normal
-from dpm.optimum import Optimum
+from dpm.bound import evaluate, trajectory_K
+from dpm.data.synthetic import heartbeat_sequences
+from dpm.distributions import Bernoulli, Normal
+from dpm.forward import BernoulliForward, GaussianForward
+from dpm.ideal import IdealReverse
 from dpm.reverse import (
-    BinomialStep,
-    Denoise,
-    Diffusion,
-    GaussianStep,
-    edge,
+    DiffusionModel,
+    KernelPerturbation,
+    LogitPrediction,
+    VPrediction,
     fixed_point_mean,
-    kernel_mean,
-    redraw,
+    noise_and_denoise,
     sample,
-    trajectory,
+    sample_trajectory,
+    shifted_kernel_mean,
 )
-from dpm.schedules import Fixed, Learned, erase_evenly, geometric
+from dpm.schedules import FixedSchedule, LearnedSchedule, linear_alpha_bar, log_snr_linear
 
 
 def real(*values):
@@ -57,7 +57,7 @@ class Scores:
 
     def __call__(self, q, xt, t):
         self.seen.append(set(t.tolist()))
-        return Bits(torch.einsum("bi,bij->bj", xt, self.weight[t]) + self.bias[t])
+        return Bernoulli(torch.einsum("bi,bij->bj", xt, self.weight[t]) + self.bias[t])
 
 
 class Linear:
@@ -83,10 +83,10 @@ def replay(q, noises):
 
 
 def test_gaussian_step_is_equation_64_and_an_unbounded_mean():
-    q, xt = Gaussian(geometric(5, 0.01, 0.9)), draws(6, 2)
+    q, xt = GaussianForward(log_snr_linear(5, 0.01, 0.9)), draws(6, 2)
     network, t = Says(4), torch.tensor([2, 3, 4, 5, 2, 5])
     with torch.no_grad():
-        law = GaussianStep(network)(q, xt, t)
+        law = KernelPerturbation(network)(q, xt, t)
     for i, s in enumerate(t.tolist()):
         b, z = float(q.beta[s]), network(xt[i : i + 1].float(), t[i : i + 1])[0].tolist()
         for j in range(2):
@@ -99,19 +99,19 @@ def test_gaussian_step_is_equation_64_and_an_unbounded_mean():
 
 
 def test_gaussian_step_starts_at_the_forward_kernel():
-    q, xt, t = Gaussian(geometric(5, 0.01, 0.9)), draws(4, 2), torch.tensor([2, 3, 4, 5])
+    q, xt, t = GaussianForward(log_snr_linear(5, 0.01, 0.9)), draws(4, 2), torch.tensor([2, 3, 4, 5])
     network = Says(4)
     network.forward = lambda x, t: torch.zeros(len(x), 4)
-    law, kernel = GaussianStep(network)(q, xt, t), q.step(xt, t)
+    law, kernel = KernelPerturbation(network)(q, xt, t), q.transition(xt, t)
     assert torch.allclose(law.mean, kernel.mean, atol=1e-14) and torch.allclose(law.variance, kernel.variance)
 
 
 def test_gaussian_step_with_the_mean_of_equation_65():
     """(x − z)(1−Σ) + z = x − Σ(x − z), Σ that of (64), written out number by number."""
-    q, xt = Gaussian(geometric(5, 0.01, 0.9)), draws(6, 2)
+    q, xt = GaussianForward(log_snr_linear(5, 0.01, 0.9)), draws(6, 2)
     network, t = Says(4), torch.tensor([2, 3, 4, 5, 2, 5])
     with torch.no_grad():
-        law, other = (GaussianStep(network, mean)(q, xt, t) for mean in (fixed_point_mean, kernel_mean))
+        law, other = (KernelPerturbation(network, mean)(q, xt, t) for mean in (fixed_point_mean, shifted_kernel_mean))
     for i, s in enumerate(t.tolist()):
         b, z = float(q.beta[s]), network(xt[i : i + 1].float(), t[i : i + 1])[0].tolist()
         for j in range(2):
@@ -133,16 +133,16 @@ def test_z_is_the_fixed_point_of_65_and_a_shift_in_the_other_mean():
     for _ in range(2000):
         far = fixed_point_mean(far, z, sigma.clamp(min=0.02), beta)  # every start is drawn to it
     assert torch.allclose(far, z, atol=1e-12)
-    shift = kernel_mean(x, z, sigma, beta) - kernel_mean(x, torch.zeros(7), sigma, beta)
+    shift = shifted_kernel_mean(x, z, sigma, beta) - shifted_kernel_mean(x, torch.zeros(7), sigma, beta)
     assert torch.allclose(shift, z * math.sqrt(0.3), atol=1e-15)
 
 
 def test_with_z_at_zero_one_mean_is_the_kernels_and_the_other_shrinks_by_its_square():
     """√(1−β) against 1−β, Σ being β: (65) is the forward kernel only to first order in β."""
-    q, xt, t = Gaussian(geometric(5, 0.01, 0.9)), draws(4, 2), torch.tensor([2, 3, 4, 5])
+    q, xt, t = GaussianForward(log_snr_linear(5, 0.01, 0.9)), draws(4, 2), torch.tensor([2, 3, 4, 5])
     network = Says(4)
     network.forward = lambda x, t: torch.zeros(len(x), 4)
-    ours, paper = (GaussianStep(network, mean)(q, xt, t) for mean in (kernel_mean, fixed_point_mean))
+    ours, paper = (KernelPerturbation(network, mean)(q, xt, t) for mean in (shifted_kernel_mean, fixed_point_mean))
     keep = 1 - q.beta[2:, None]
     assert torch.allclose(ours.mean, xt * keep.sqrt(), atol=1e-14)
     assert torch.allclose(paper.mean, xt * keep, atol=1e-14)
@@ -161,38 +161,38 @@ class Pixels(nn.Module):
         return z.view(len(x), 2 * self.shape[0], *self.shape[1:]) if x.dim() > 2 else z
 
 
-@pytest.mark.parametrize("mean", [kernel_mean, fixed_point_mean])
+@pytest.mark.parametrize("mean", [shifted_kernel_mean, fixed_point_mean])
 @pytest.mark.parametrize("shape", [(1, 4, 4), (3, 2, 4)])
 def test_images_are_vectors_to_the_bound_and_to_samples(mean, shape):
     """(14), (37)-(39) and p(x⁰) of an image batch, and of the same flattened, with the same noise."""
-    q, p = Gaussian(geometric(4, 0.01, 0.9)), GaussianStep(Pixels(*shape), mean)
+    q, p = GaussianForward(log_snr_linear(4, 0.01, 0.9)), KernelPerturbation(Pixels(*shape), mean)
     x0 = draws(5, *shape)
     law = p(q, x0, torch.tensor([2, 3, 4, 2, 3]))
     assert law.mean.shape == law.variance.shape == x0.shape
-    for weigh in (evaluate, along_trajectory):
+    for weigh in (evaluate, trajectory_K):
         image, flat = (weigh(p, q, x, Generator().manual_seed(0)) for x in (x0, x0.flatten(1)))
-        image, flat = (K if weigh is along_trajectory else K.K for K in (image, flat))
+        image, flat = (K if weigh is trajectory_K else K.K for K in (image, flat))
         assert image.shape == (5,) and torch.allclose(image, flat, atol=1e-9, rtol=0)
     image, flat = (sample(p, q, x, Generator().manual_seed(0)) for x in (x0, x0.flatten(1)))
     assert image.shape == x0.shape and torch.allclose(image.flatten(1), flat, atol=1e-9, rtol=0)
 
 
 def test_binomial_step_is_a_sigmoid_of_the_network():
-    q, xt, t = Binomial(erase_evenly(5), 0.2), all_states(2), torch.tensor([2, 3, 4, 5])
+    q, xt, t = BernoulliForward(linear_alpha_bar(5), 0.2), all_states(2), torch.tensor([2, 3, 4, 5])
     network = Says(2)
-    law = BinomialStep(network)(q, xt, t)
+    law = LogitPrediction(network)(q, xt, t)
     assert law.probs.dtype == torch.float64
     assert torch.allclose(law.probs, 1 / (1 + torch.exp(-network(xt.float(), t).double())), atol=1e-15)
 
 
 def test_denoise_averages_over_what_the_denoiser_says():
-    q, xt, t = Gaussian(geometric(5, 0.01, 0.9)), draws(4, 2), torch.tensor([2, 3, 4, 5])
+    q, xt, t = GaussianForward(log_snr_linear(5, 0.01, 0.9)), draws(4, 2), torch.tensor([2, 3, 4, 5])
 
     class Guess(nn.Module):
         def forward(self, q, xt, t):
             return xt / 2 + t[:, None], xt.square()
 
-    law = Denoise(Guess())(q, xt, t)
+    law = VPrediction(Guess())(q, xt, t)
     low, high = (q.posterior(xt, xt / 2 + t[:, None] + s * xt, t) for s in (-1, 1))  # two places of that mean, variance
     mean = (low.mean + high.mean) / 2
     assert torch.allclose(law.mean, mean, atol=1e-12)
@@ -200,17 +200,19 @@ def test_denoise_averages_over_what_the_denoiser_says():
 
 
 def test_diffusion_builds_the_chain_at_the_present_rates():
-    model = Diffusion(Learned(geometric(5, 0.01, 0.9)), Gaussian, GaussianStep(Says(4)))
-    assert isinstance(model.q(), Gaussian) and model.q().T == 5
-    before = model.q().beta.detach().clone()
+    model = DiffusionModel(LearnedSchedule(log_snr_linear(5, 0.01, 0.9)), GaussianForward, KernelPerturbation(Says(4)))
+    assert isinstance(model.forward_process(), GaussianForward) and model.forward_process().T == 5
+    before = model.forward_process().beta.detach().clone()
     with torch.no_grad():
-        model.schedule.log_odds += 1
-    assert torch.equal(model.q().beta[:2], before[:2]) and bool((model.q().beta[2:] > before[2:]).all())
-    other = Diffusion(Learned(geometric(5, 0.02, 0.8)), Gaussian, GaussianStep(Says(4)))
+        model.schedule.logits += 1
+    assert torch.equal(model.forward_process().beta[:2], before[:2]) and bool(
+        (model.forward_process().beta[2:] > before[2:]).all()
+    )
+    other = DiffusionModel(LearnedSchedule(log_snr_linear(5, 0.02, 0.8)), GaussianForward, KernelPerturbation(Says(4)))
     other.load_state_dict(model.state_dict())
-    assert torch.equal(other.q().beta, model.q().beta)
+    assert torch.equal(other.forward_process().beta, model.forward_process().beta)
     assert {name.split(".")[0] for name in model.state_dict()} == {"schedule", "p"}
-    assert list(Diffusion(Fixed(erase_evenly(3)), Binomial, nn.Identity()).parameters()) == []
+    assert list(DiffusionModel(FixedSchedule(linear_alpha_bar(3)), BernoulliForward, nn.Identity()).parameters()) == []
 
 
 # The edge step
@@ -219,19 +221,21 @@ def test_diffusion_builds_the_chain_at_the_present_rates():
 @pytest.mark.parametrize("rate", [0.5, 0.2])
 def test_edge_step_of_bits_is_equation_44(rate):
     """q(x¹|x⁰) π(x⁰)/π(x¹), which is already normalised over x⁰."""
-    q, both = Binomial(erase_evenly(4), rate), real(0, 1)[:, None]
+    q, both = BernoulliForward(linear_alpha_bar(4), rate), real(0, 1)[:, None]
     one = torch.ones(2, dtype=torch.long)
     prior = q.prior(both).log_prob(both).exp()
     for x1 in (0.0, 1.0):
-        weight = q.step(both, one).log_prob(torch.full_like(both, x1)).exp() * prior
+        weight = q.transition(both, one).log_prob(torch.full_like(both, x1)).exp() * prior
         assert float(weight.sum()) == pytest.approx(rate if x1 else 1 - rate, abs=1e-14)
-        assert float(edge(q, real(x1)[:, None]).probs) == pytest.approx(float(weight[1] / weight.sum()), abs=1e-14)
+        assert float(q.final_step(None, real(x1)[:, None]).probs) == pytest.approx(
+            float(weight[1] / weight.sum()), abs=1e-14
+        )
 
 
 def test_edge_step_of_gaussians_is_equation_44():
-    q, x0, x1 = Gaussian(geometric(4, 0.03, 0.9)), draws(7, 2), draws(7, 2, seed=2)
-    naive = q.step(x0, torch.ones(7).long()).log_prob(x1) + q.prior(x0).log_prob(x0) - q.prior(x1).log_prob(x1)
-    assert torch.allclose(edge(q, x1).log_prob(x0), naive, atol=1e-10, rtol=0)
+    q, x0, x1 = GaussianForward(log_snr_linear(4, 0.03, 0.9)), draws(7, 2), draws(7, 2, seed=2)
+    naive = q.transition(x0, torch.ones(7).long()).log_prob(x1) + q.prior(x0).log_prob(x0) - q.prior(x1).log_prob(x1)
+    assert torch.allclose(q.final_step(None, x1).log_prob(x0), naive, atol=1e-10, rtol=0)
 
 
 # Ancestral sampling, equations (4) and (5)
@@ -240,8 +244,12 @@ def test_edge_step_of_gaussians_is_equation_44():
 @pytest.mark.parametrize("T", [1, 2, 5])
 def test_trajectory_goes_from_T_to_0_by_prior_model_and_edge(T):
     """(4) and (5), replayed with noise written down: x^T from π, then p for t = T…2, then T_π(x⁰|x¹; β_1)."""
-    q, p, noises = Gaussian(geometric(T, 0.05, 0.9) if T > 1 else real(0, 0.3)), Linear(T, seed=3), draws(T + 1, 6, 2)
-    path = list(trajectory(p, replay(q, noises), torch.zeros(6, 2).double(), Generator()))
+    q, p, noises = (
+        GaussianForward(log_snr_linear(T, 0.05, 0.9) if T > 1 else real(0, 0.3)),
+        Linear(T, seed=3),
+        draws(T + 1, 6, 2),
+    )
+    path = list(sample_trajectory(p, replay(q, noises), torch.zeros(6, 2).double(), Generator()))
     assert [t for t, _ in path] == list(range(T, -1, -1))
     x = noises[0]
     assert torch.equal(path[0][1], x)
@@ -254,13 +262,13 @@ def test_trajectory_goes_from_T_to_0_by_prior_model_and_edge(T):
 @pytest.mark.parametrize("T", [1, 2, 4])
 def test_the_model_is_asked_for_t_from_T_to_2_only(T):
     p = Scores(T, 2, seed=0)
-    sample(p, Binomial(erase_evenly(T), 0.2), torch.zeros(3, 2).double(), Generator().manual_seed(0))
+    sample(p, BernoulliForward(linear_alpha_bar(T), 0.2), torch.zeros(3, 2).double(), Generator().manual_seed(0))
     assert p.seen == [{t} for t in range(T, 1, -1)]
 
 
 def test_sample_is_the_end_of_a_trajectory_and_repeats_with_its_seed():
-    q, p, like = Binomial(erase_evenly(4), 0.2), Scores(4, 3, seed=5), torch.zeros(50, 3).double()
-    *_, (t, end) = trajectory(p, q, like, Generator().manual_seed(1))
+    q, p, like = BernoulliForward(linear_alpha_bar(4), 0.2), Scores(4, 3, seed=5), torch.zeros(50, 3).double()
+    *_, (t, end) = sample_trajectory(p, q, like, Generator().manual_seed(1))
     assert t == 0 and end.dtype == torch.float64
     assert torch.equal(sample(p, q, like, Generator().manual_seed(1)), end)
     assert not torch.equal(sample(p, q, like, Generator().manual_seed(2)), end)
@@ -268,8 +276,8 @@ def test_sample_is_the_end_of_a_trajectory_and_repeats_with_its_seed():
 
 def test_what_is_redrawn_keeps_what_noise_left_of_it():
     """q up to t, then q's own kernel down: of x⁰ ~ N(0, 1), ᾱ_t is left, and the law stays; 5 standard errors."""
-    q, x0, t = Gaussian(geometric(8, 0.02, 0.97)), draws(40_000, 1), 3
-    x = redraw(lambda q, x, t: q.step(x, t), q, x0, t, Generator().manual_seed(0))
+    q, x0, t = GaussianForward(log_snr_linear(8, 0.02, 0.97)), draws(40_000, 1), 3
+    x = noise_and_denoise(lambda q, x, t: q.transition(x, t), q, x0, t, Generator().manual_seed(0))
     left = float((1 - q.beta[1 : t + 1]).prod())
     assert 0.3 < left < 0.9
     assert float((x * x0).mean()) == pytest.approx(left, abs=5 * math.sqrt((1 + left**2) / len(x)))
@@ -277,8 +285,8 @@ def test_what_is_redrawn_keeps_what_noise_left_of_it():
 
 
 def test_sampling_records_no_gradient():
-    model = Diffusion(Learned(geometric(3, 0.01, 0.9)), Gaussian, GaussianStep(Says(4)))
-    path = trajectory(model.p, model.q(), torch.zeros(2, 2).double(), Generator().manual_seed(0))
+    model = DiffusionModel(LearnedSchedule(log_snr_linear(3, 0.01, 0.9)), GaussianForward, KernelPerturbation(Says(4)))
+    path = sample_trajectory(model.p, model.forward_process(), torch.zeros(2, 2).double(), Generator().manual_seed(0))
     assert not any(x.requires_grad for _, x in path)
 
 
@@ -286,11 +294,11 @@ def test_sampling_records_no_gradient():
 def test_samples_of_bits_have_the_probabilities_of_their_chain(rate, seed):
     """p(x⁰), equation (6), by summing over all trajectories of 2 bits; counts within 5 standard errors."""
     T, n, states = 3, 40_000, all_states(2)
-    q, p = Binomial(erase_evenly(T), rate), Scores(T, 2, seed)
+    q, p = BernoulliForward(linear_alpha_bar(T), rate), Scores(T, 2, seed)
     probability = q.prior(states).log_prob(states).sum(1).exp()
     for t in range(T, 0, -1):
         steps = torch.full((4,), t)
-        law = p(q, states, steps) if t > 1 else q.step(states, steps)
+        law = p(q, states, steps) if t > 1 else q.transition(states, steps)
         probability = probability @ law.log_prob(states[:, None]).sum(-1).exp().T
     assert float(probability.sum()) == pytest.approx(1, abs=1e-12)
     x0 = sample(p, q, torch.zeros(n, 2).double(), Generator().manual_seed(seed))
@@ -303,7 +311,7 @@ def test_samples_of_bits_have_the_probabilities_of_their_chain(rate, seed):
 def test_samples_of_a_linear_gaussian_chain_have_its_moments():
     """Mean and variance of p(x⁰) composed step by step; 5 standard errors of n samples."""
     T, n = 5, 40_000
-    q, p = Gaussian(geometric(T, 0.05, 0.9)), Linear(T, seed=7)
+    q, p = GaussianForward(log_snr_linear(T, 0.05, 0.9)), Linear(T, seed=7)
     mean, variance = 0.0, 1.0
     for t in range(T, 1, -1):
         a, b, v = float(p.a[t]), float(p.b[t]), float(p.v[t])
@@ -318,11 +326,11 @@ def test_samples_of_a_linear_gaussian_chain_have_its_moments():
 def test_the_optimum_samples_heartbeats():
     """T = 50: what is left to fail is the edge step, which flips 0.128 bits a sequence, and the factored kernel."""
     points, n = heartbeat_sequences(), 2_000
-    q, p = Binomial(erase_evenly(50), 0.2), Optimum(points)
-    path = dict(trajectory(p, q, torch.zeros(n, 20).double(), Generator().manual_seed(0)))
-    valid = p.log_probability(path[0]).isfinite()
+    q, p = BernoulliForward(linear_alpha_bar(50), 0.2), IdealReverse(points)
+    path = dict(sample_trajectory(p, q, torch.zeros(n, 20).double(), Generator().manual_seed(0)))
+    valid = p.log_prob(path[0]).isfinite()
     edge_right = (1 - 0.8 / 50) ** 4 * (1 - 0.2 / 50) ** 16
     assert edge_right - 0.1 < float(valid.double().mean()) < edge_right + 0.03
     counts = (path[0][valid][:, None] == points).all(-1).sum(0)
     assert bool(((counts / counts.sum() - 0.2).abs() < 5 * math.sqrt(0.16 / int(counts.sum()))).all())
-    assert float(p.log_probability(path[50]).isfinite().double().mean()) < 0.01  # it began as noise
+    assert float(p.log_prob(path[50]).isfinite().double().mean()) < 0.01  # it began as noise

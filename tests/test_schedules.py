@@ -7,8 +7,16 @@ import pytest
 import torch
 from torch import Generator
 
-from dpm.forward import Gaussian
-from dpm.schedules import Fixed, Learned, erase_evenly, from_alpha_bar, geometric, log_alpha_bar, shortest_paths
+from dpm.forward import GaussianForward
+from dpm.schedules import (
+    FixedSchedule,
+    LearnedSchedule,
+    beta_from_alpha_bar,
+    linear_alpha_bar,
+    log_alpha_bar,
+    log_snr_linear,
+    shortest_paths,
+)
 
 
 def signal_shares(beta):
@@ -27,7 +35,7 @@ def random_rates(T, seed=0, low=0.01, high=0.6):
 
 @pytest.mark.parametrize("T", [1, 2, 3, 10, 2000])
 def test_erase_evenly_erases_the_same_share_of_the_first_signal_each_step(T):
-    beta = erase_evenly(T)
+    beta = linear_alpha_bar(T)
     assert beta.shape == (T + 1,) and beta.dtype == torch.float64
     assert beta[0] == 0 and beta[T] == 1
     assert signal_shares(beta) == pytest.approx([1 - t / T for t in range(T + 1)], abs=1e-12)
@@ -36,7 +44,7 @@ def test_erase_evenly_erases_the_same_share_of_the_first_signal_each_step(T):
 
 @pytest.mark.parametrize(("T", "first", "last"), [(2, 1e-4, 0.5), (10, 1e-6, 0.9), (40, 1e-4, 0.995)])
 def test_geometric_has_noise_odds_that_grow_by_one_factor(T, first, last):
-    beta = geometric(T, first, last)
+    beta = log_snr_linear(T, first, last)
     assert beta.shape == (T + 1,) and beta.dtype == torch.float64 and beta[0] == 0
     shares = signal_shares(beta)[1:]
     odds = [(1 - share) / share for share in shares]
@@ -54,16 +62,16 @@ def test_geometric_has_noise_odds_that_grow_by_one_factor(T, first, last):
 @pytest.mark.parametrize("T", [3, 9, 41])
 def test_geometric_passes_a_level_between_its_ends_halfway(T):
     """Either half is the geometric schedule of its own ends."""
-    shares, middle = signal_shares(geometric(T, 1e-3, 0.6, 0.99)), (T + 1) // 2
+    shares, middle = signal_shares(log_snr_linear(T, 1e-3, 0.6, 0.99)), (T + 1) // 2
     assert 1 - shares[middle] == pytest.approx(0.6, rel=1e-9)
     for (first, last), part in (((1e-3, 0.6), shares[1 : middle + 1]), ((0.6, 0.99), shares[middle:])):
-        assert part == pytest.approx(signal_shares(geometric(len(part), first, last))[1:], rel=1e-9)
+        assert part == pytest.approx(signal_shares(log_snr_linear(len(part), first, last))[1:], rel=1e-9)
 
 
 @pytest.mark.parametrize("T", [1, 2, 7, 40])
 def test_from_alpha_bar_undoes_the_product(T):
     beta = random_rates(T, seed=T)
-    assert torch.allclose(from_alpha_bar((1 - beta).cumprod(0)[1:]), beta, atol=1e-14, rtol=1e-12)
+    assert torch.allclose(beta_from_alpha_bar((1 - beta).cumprod(0)[1:]), beta, atol=1e-14, rtol=1e-12)
 
 
 @pytest.mark.parametrize("T", [1, 4, 40])
@@ -75,7 +83,7 @@ def test_log_alpha_bar_is_the_log_of_the_product(T):
 
 
 def test_log_alpha_bar_is_minus_infinity_where_everything_is_erased():
-    logs = log_alpha_bar(erase_evenly(5))
+    logs = log_alpha_bar(linear_alpha_bar(5))
     assert logs[5] == -math.inf and bool(logs[:5].isfinite().all())
 
 
@@ -86,35 +94,35 @@ def test_log_alpha_bar_keeps_the_digits_of_tiny_rates():
 
 def test_fixed_returns_its_rates_stores_them_and_trains_nothing():
     beta = random_rates(6)
-    schedule = Fixed(beta)
+    schedule = FixedSchedule(beta)
     assert torch.equal(schedule(), beta)
     assert list(schedule.parameters()) == []
-    other = Fixed(torch.zeros_like(beta))
+    other = FixedSchedule(torch.zeros_like(beta))
     other.load_state_dict(schedule.state_dict())
     assert torch.equal(other(), beta)
 
 
 def test_learned_starts_at_its_rates_and_frees_only_beta_2_to_T():
     """Section 2.4.1: β_1 fixed against overfitting, β_{2…T} learned."""
-    T, beta = 12, geometric(12, 1e-4, 0.99)
-    schedule = Learned(beta)
+    T, beta = 12, log_snr_linear(12, 1e-4, 0.99)
+    schedule = LearnedSchedule(beta)
     assert torch.allclose(schedule(), beta, rtol=1e-12, atol=0)
     assert torch.equal(schedule()[:2], beta[:2])
     [free] = schedule.parameters()
     assert free.shape == (T - 1,)
     jacobian = torch.stack([torch.autograd.grad(rate, free, retain_graph=True)[0] for rate in schedule()[2:]])
     assert torch.allclose(jacobian, torch.diag(beta[2:] * (1 - beta[2:])), rtol=1e-12, atol=0)
-    other = Learned(random_rates(T))
+    other = LearnedSchedule(random_rates(T))
     other.load_state_dict(schedule.state_dict())
     assert torch.equal(other(), schedule())
 
 
 @pytest.mark.parametrize("size", [-30.0, -3.0, 3.0, 30.0])
 def test_learned_rates_stay_between_0_and_1_and_leave_beta_1_alone(size):
-    beta = geometric(8, 1e-4, 0.99)
-    schedule = Learned(beta)
+    beta = log_snr_linear(8, 1e-4, 0.99)
+    schedule = LearnedSchedule(beta)
     with torch.no_grad():
-        schedule.log_odds.add_(size)
+        schedule.logits.add_(size)
     moved = schedule()
     assert torch.equal(moved[:2], beta[:2])
     assert bool(((moved[2:] > 0) & (moved[2:] < 1)).all())
@@ -136,4 +144,4 @@ def test_shortest_paths_are_the_best_of_all_paths(steps):
 
 
 def test_a_level_between_ends_halfway_of_an_even_T():
-    assert float(Gaussian(geometric(4, 0.1, 0.5, 0.9)).noise_level[3]) == pytest.approx(0.5)
+    assert float(GaussianForward(log_snr_linear(4, 0.1, 0.5, 0.9)).noise_variance[3]) == pytest.approx(0.5)

@@ -1,0 +1,35 @@
+"""`dpm baselines`."""
+
+import argparse
+
+from dpm.cli.output import print_result
+from dpm.cli.parser import PARZEN_SAMPLES
+from dpm.cli.sample import load_sampler
+from dpm.data.sets import load_mnist_validation
+from dpm.errors import UserError
+from dpm.evaluation import density_baselines, parzen_table
+from dpm.experiments.registry import get_experiment
+from dpm.files import write_json
+from dpm.provenance import provenance
+
+
+def baselines(args: argparse.Namespace) -> None:
+    """`dpm baselines`: what Table 2 compares the model with, on the same pictures.
+
+    Grey pictures get an MCGSM and a Gaussian; MNIST the Parzen estimate, of -n samples and of as many training digits.
+    """
+    experiment, _ = get_experiment(args.name, args.setting)
+    if experiment.images is None or experiment.shape[0] != 1:
+        raise UserError(f"{args.name} has no grey pictures; bark, dead_leaves, digits and mnist have")
+    if args.name != "mnist" and (args.n, args.T) != (PARZEN_SAMPLES, None):
+        raise UserError(f"no sample of {args.name} is drawn for its baselines; leave out -n and --T")
+    _, model, q, generator = load_sampler(args)
+    images = experiment.images(generator.device)
+    if args.name == "mnist":
+        result = parzen_table(images, load_mnist_validation(generator.device), model, q, args.n, generator)
+    else:
+        result = density_baselines(images, model, generator)
+    result = {"experiment": args.name} | result | {"provenance": provenance(args.seed, generator.device)}
+    if args.out:
+        write_json(args.out, result)
+    print_result(result, args.json)

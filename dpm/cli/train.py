@@ -1,0 +1,146 @@
+"""`dpm train`."""
+
+import argparse
+import math
+import os
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor
+from tqdm import tqdm
+
+from dpm.cli.output import print_result
+from dpm.distributed import (
+    check_batch_splits,
+    choose_device,
+    choose_precision,
+    close_distributed,
+    init_distributed,
+    rank_and_world_size,
+    use_device,
+)
+from dpm.errors import UserError
+from dpm.evaluation import evaluate_experiment
+from dpm.experiments.base import Experiment, TrainConfig
+from dpm.experiments.registry import build_model, get_experiment, load_model
+from dpm.files import check_writable, read_tensors, write_json, write_tensors
+from dpm.profiling import throughput
+from dpm.provenance import command_line, provenance
+from dpm.training import TrainState, train
+
+
+def train_experiment(args: argparse.Namespace) -> None:
+    """`dpm train`: maximise K, equation (15), then report what the written weights reach."""
+    experiment, config = get_experiment(args.name, args.setting)
+    n_steps = config.n_steps if args.steps is None else args.steps
+    check_counts(n_steps, args.micro_batch)
+    device = choose_device(args.device)
+    use_device(device)
+    init_distributed(device)
+    check_batch_splits(config.batch)
+    folder = Path(args.out or f"runs/{args.name}-{args.setting}")
+    metadata = {"experiment": args.name, "setting": args.setting, "seed": str(args.seed), "steps": str(n_steps)}
+    metadata["command"] = command_line()
+    model = (
+        load_model(args.name, args.setting, args.start).requires_grad_()
+        if args.start
+        else build_model(config, args.seed)
+    )
+    like = experiment.draw(1, Generator(device))  # missing data are reported before anything is written
+    state = TrainState(model, device, args.seed, metadata)
+    checkpoint = folder / "checkpoint.safetensors"
+    begin_or_resume(state, checkpoint, n_steps, args.resume)
+    run(state, experiment, config, checkpoint, n_steps, args.micro_batch)
+    rank, n_processes = rank_and_world_size()
+    close_distributed()
+    if rank > 0:
+        return
+    weights = folder / "weights.safetensors"
+    write_tensors(weights, to_half(state.ema.module.state_dict()), metadata)
+    model = load_model(args.name, args.setting, weights, device)  # what is reported is what the file holds
+    result = evaluate_experiment(experiment, model) | {
+        "setting": args.setting,
+        "provenance": provenance(args.seed, device, n_processes) | {"command": metadata["command"]},
+    }
+    precision = choose_precision(config.precision, device)
+    result["provenance"] |= {
+        "steps": n_steps,
+        "training_seconds": round(state.seconds, 1),
+        "precision": str(precision),
+    } | throughput(model, like, n_steps * config.batch, state.seconds, precision, n_processes)
+    write_json(folder / "results.json", result)
+    print_result(result, args.json)
+
+
+def check_counts(n_steps: int, micro_batch: int | None) -> None:
+    """UserError unless both are positive."""
+    if n_steps < 1:
+        raise UserError(f"--steps {n_steps} trains nothing; give 1 or more")
+    if micro_batch is not None and micro_batch < 1:
+        raise UserError(f"--micro-batch {micro_batch} holds nothing; give 1 or more")
+
+
+def begin_or_resume(state: TrainState, checkpoint: Path, n_steps: int, resume: bool) -> None:
+    """Resume from the checkpoint where that is wanted, and write a first one, so that no later write can fail.
+
+    Raises UserError where there is nothing to resume, or where a new run would overwrite an unfinished one.
+    """
+    exists = os.path.exists(checkpoint)  # False too where one may not look: saving will say so
+    if resume and not exists:
+        raise UserError(
+            f"nothing to resume, no checkpoint at {checkpoint}; begin without --resume, or name it by --out"
+        )
+    if resume:
+        begun = state.resume(checkpoint)
+        state.metadata["command"] = f"{begun.get('command', 'a script')}; {command_line()}"
+        if state.step > n_steps:
+            raise UserError(f"{checkpoint} is at step {state.step} already; give --steps {state.step} or more")
+    elif exists:
+        check_finished(checkpoint)
+    check_writable(checkpoint)  # in every process: one that fails alone leaves the others waiting
+    rank, _ = rank_and_world_size()
+    if rank == 0:
+        state.save(checkpoint)
+
+
+def check_finished(checkpoint: Path) -> None:
+    """UserError when a new run would overwrite one that was stopped before its end; at step 0 nothing is lost."""
+    _, metadata = read_tensors(checkpoint)
+    if 0 < int(metadata.get("step", 0)) < int(metadata.get("steps", 0)):
+        raise UserError(
+            f"{checkpoint} is an unfinished run (step {metadata['step']} of {metadata['steps']}); "
+            "--resume continues it, --out starts elsewhere"
+        )
+
+
+def run(
+    state: TrainState,
+    experiment: Experiment,
+    config: TrainConfig,
+    checkpoint: Path,
+    n_steps: int,
+    micro_batch: int | None,
+) -> None:
+    """Train to the end, with a progress bar that shows K."""
+    rank, _ = rank_and_world_size()
+    precision = choose_precision(config.precision, state.generator.device)
+    records = train(
+        state,
+        experiment.draw,
+        config.batch,
+        n_steps,
+        config.learning_rate,
+        checkpoint,
+        precision=precision,
+        micro_batch=micro_batch,
+    )
+    with tqdm(total=n_steps, initial=state.step, unit="step", disable=rank > 0) as bar:
+        for record in records:
+            K = record.K / math.log(2) / experiment.n_pixels
+            bar.update(record.step - bar.n)
+            bar.set_postfix_str(f"K {K:.3f} {experiment.unit}", refresh=False)
+
+
+def to_half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Network weights in 16 bits, for half the file; float64 schedules as they are."""
+    return {name: value.half() if value.dtype == torch.float32 else value for name, value in tensors.items()}

@@ -1,0 +1,67 @@
+"""Devices, precisions and processes: which GPU, which floats, which rank."""
+
+import os
+
+import torch
+import torch.distributed
+
+from dpm.errors import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`, `cpu` or `cuda` as a device; with torchrun, each process gets a GPU of its own.
+
+    Raises UserError when there is no such device, or fewer GPUs than processes.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device here; use --device cpu, or auto to take a GPU only where there is one")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    n_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if n_processes > torch.cuda.device_count():
+        raise UserError(
+            f"{n_processes} processes for {torch.cuda.device_count()} GPUs; start one per GPU, or --device cpu"
+        )
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def use_device(device: torch.device) -> None:
+    """Make a GPU the process's own, with full float32 products. Does nothing on a CPU."""
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # TF32 would round the products of K to ten bits
+        torch.cuda.set_device(device)  # or every process would open the first GPU too
+
+
+def choose_precision(wanted: torch.dtype, device: torch.device) -> torch.dtype:
+    """The precision wanted for a network's products, or float32 where the machine has no fast bfloat16."""
+    if device.type == "cuda":
+        is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        is_fast = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return wanted if is_fast else torch.float32
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """This process's rank, and the number of processes of the run."""
+    if torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def init_distributed(device: torch.device) -> None:
+    """Join the other processes where torchrun, or a launcher like it, gave this one a rank."""
+    if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def close_distributed() -> None:
+    """Leave the other processes, all at the same time: with nccl a process that leaves waits for the rest."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def check_batch_splits(batch: int) -> None:
+    """UserError unless the processes of the run can share a batch evenly."""
+    _, world_size = rank_and_world_size()
+    if batch % world_size:
+        raise UserError(f"a batch of {batch} does not split evenly over {world_size} processes; choose another number")

@@ -1,0 +1,109 @@
+"""What an experiment is: data, a forward process, the paper's numbers, and the configurations that it is trained in."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor, nn
+
+from dpm.data.images import ImageDataset
+from dpm.forward import ForwardProcess, GaussianForward
+from dpm.ideal import IdealReverse
+from dpm.networks.denoisers import ImageDenoiser
+from dpm.networks.paper import ConvPathway, DensePathway, PaperImageNetwork
+from dpm.networks.unet import ConditionalSequential, MultiScaleBlock
+from dpm.reverse import DiffusionModel, KernelPerturbation, VPrediction
+from dpm.schedules import FixedSchedule, log_snr_linear
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One way to train an experiment: the model, and how it is optimised."""
+
+    build: Callable[[], DiffusionModel]  #: a fresh model, initialised from torch's global random state
+    batch: int  #: samples per step
+    n_steps: int  #: optimiser steps
+    learning_rate: float  #: its peak
+    precision: torch.dtype = torch.float32  #: of the networks' products in training; K is measured in float32
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A row of Table 1."""
+
+    name: str
+    unit: str  #: of K
+    shape: tuple[int, ...]  #: of one sample
+    draw: Callable[[int, Generator], Tensor]  #: (n, generator) → training data
+    held_out_data: Callable[[Generator], Tensor]  #: data for evaluation
+    forward_process: Callable[[int], ForwardProcess]  #: the untrained forward process of T steps
+    T: int  #: the paper's number of steps
+    paper: dict[str, float]  #: the paper's numbers
+    settings: dict[str, TrainConfig]  #: "paper": as published; "best": the strongest at the paper's bound
+    ideal: IdealReverse | None = None  #: the ideal reverse model, where it can be computed
+    images: Callable[[torch.device], ImageDataset] | None = None  #: loads the data, where they are pictures
+    whole_images: Callable[[Generator], Tensor] | None = None  #: held-out pictures to restore, where K is of patches
+
+    @property
+    def n_pixels(self) -> int:
+        """The number of pixels that K is shared among: 1 for a point or a sequence."""
+        return math.prod(self.shape[1:])
+
+
+# Experiments of pictures
+
+
+def image_schedule(T: int, beta_1: float, *between: float) -> Tensor:
+    """The schedule of a picture experiment: linear in log-SNR from β_1 to 1−ᾱ_T = 0.999, by way of levels between.
+
+    β_1 is small against one grey level, so that the final step (44) blurs none.
+    """
+    return log_snr_linear(T, beta_1, *between, 0.999)
+
+
+def image_model(T: int, beta_1: float, p: Callable[[], nn.Module], *between: float) -> DiffusionModel:
+    """A diffusion model of pictures with a fixed schedule."""
+    return DiffusionModel(FixedSchedule(image_schedule(T, beta_1, *between)), GaussianForward, p())
+
+
+def image_experiment(
+    name: str,
+    shape: tuple[int, int, int],
+    images: Callable[[torch.device], ImageDataset],
+    T: int,
+    beta_1: float,
+    settings: dict[str, TrainConfig],
+    paper: dict[str, float],
+    whole_images: Callable[[Generator], Tensor] | None = None,
+) -> Experiment:
+    """A row of Table 1 whose data are pictures."""
+    return Experiment(
+        name=name,
+        unit="bits/pixel",
+        shape=shape,
+        draw=lambda n, generator: images(generator.device).draw(n, generator),
+        held_out_data=lambda generator: images(generator.device).held_out_data(generator),
+        forward_process=lambda T: GaussianForward(image_schedule(T, beta_1)),
+        T=T,
+        paper=paper,
+        settings=settings,
+        images=images,
+        whole_images=whole_images,
+    )
+
+
+N_BUMPS = 10  # J of (62), as in the authors' code; the paper gives none
+
+
+def paper_reverse(
+    T: int, channels: int, pathways: list[DensePathway | ConvPathway], width: int, n_layers: int
+) -> KernelPerturbation:
+    """D.2.1's network, as a perturbation of the forward kernel, (64)."""
+    return KernelPerturbation(PaperImageNetwork(T, channels, pathways, width, n_layers, N_BUMPS))
+
+
+def multi_scale_reverse(channels: int, width: int, depth: int) -> VPrediction:
+    """v-prediction by a denoiser small enough for two cores: residual blocks of D.2.1's sum over three scales."""
+    blocks = ConditionalSequential(MultiScaleBlock(width, n_scales=3) for _ in range(depth))
+    return VPrediction(ImageDenoiser(channels, width, blocks, n_frequencies=0))

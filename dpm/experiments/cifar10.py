@@ -1,0 +1,41 @@
+"""CIFAR-10, Section 3.2, Table 1 and Figure 3: colour pictures."""
+
+from functools import partial
+
+import torch
+
+from dpm.data.sets import load_cifar10
+from dpm.experiments.base import TrainConfig, image_experiment, image_model, multi_scale_reverse, paper_reverse
+from dpm.networks.paper import ConvPathway, DensePathway
+from dpm.reverse import KernelPerturbation
+
+T, BETA_1 = 1000, 1e-6
+model = partial(image_model, T, BETA_1)
+
+
+def published_reverse() -> KernelPerturbation:
+    """D.2.1: a dense pathway in parallel with the convolutional one."""
+    pathways = [DensePathway(3, 32, 1000, 6, 5), ConvPathway(3, 100, 6, 3, 3)]
+    return paper_reverse(T, 3, pathways, width=100, n_layers=4)
+
+
+EXPERIMENT = image_experiment(
+    "cifar10",
+    (3, 32, 32),
+    load_cifar10,
+    T,
+    BETA_1,
+    settings={
+        "paper": TrainConfig(
+            partial(model, published_reverse), batch=200, n_steps=100_000, learning_rate=1e-3, precision=torch.bfloat16
+        ),
+        "best": TrainConfig(
+            partial(model, partial(multi_scale_reverse, 3, width=64, depth=3)),
+            batch=48,
+            n_steps=8_000,
+            learning_rate=2e-3,
+            precision=torch.bfloat16,
+        ),
+    },
+    paper={"K": 5.4, "K_minus_L_null": 11.5},
+)

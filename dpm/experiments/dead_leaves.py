@@ -1,0 +1,40 @@
+"""Dead leaves, Section 3.2, Table 2 and Figure 4: a texture with a known rival, the MCGSM."""
+
+from functools import partial
+
+import torch
+
+from dpm.data.sets import load_dead_leaves
+from dpm.experiments.base import TrainConfig, image_experiment, image_model, multi_scale_reverse, paper_reverse
+from dpm.networks.paper import ConvPathway
+from dpm.reverse import KernelPerturbation
+
+T, BETA_1 = 1000, 1e-6
+model = partial(image_model, T, BETA_1)
+
+
+def published_reverse() -> KernelPerturbation:
+    """D.2.1: the convolutional pathway alone."""
+    return paper_reverse(T, 1, [ConvPathway(1, 100, 6, 3, 4)], width=100, n_layers=4)
+
+
+EXPERIMENT = image_experiment(
+    "dead_leaves",
+    (1, 64, 64),
+    load_dead_leaves,
+    T,
+    BETA_1,
+    settings={
+        "paper": TrainConfig(
+            partial(model, published_reverse), batch=64, n_steps=50_000, learning_rate=1e-3, precision=torch.bfloat16
+        ),
+        "best": TrainConfig(
+            partial(model, partial(multi_scale_reverse, 1, width=64, depth=4)),
+            batch=12,
+            n_steps=8_000,
+            learning_rate=2e-3,
+            precision=torch.bfloat16,
+        ),
+    },
+    paper={"K": 1.489, "K_minus_L_null": 3.536},
+)

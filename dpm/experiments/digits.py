@@ -1,0 +1,35 @@
+"""The 8×8 digits that scikit-learn bundles: pictures that need no download. Not in the paper."""
+
+from functools import partial
+
+from dpm.data.sets import load_digits
+from dpm.experiments.base import TrainConfig, image_experiment, image_model, multi_scale_reverse, paper_reverse
+from dpm.networks.paper import ConvPathway, DensePathway
+from dpm.reverse import KernelPerturbation
+
+T, BETA_1 = 1000, 1e-5
+model = partial(image_model, T, BETA_1)
+
+
+def published_reverse() -> KernelPerturbation:
+    """D.2.1 with both pathways, small."""
+    return paper_reverse(T, 1, [DensePathway(1, 8, 256, 2, 2), ConvPathway(1, 20, 3, 3, 3)], width=32, n_layers=2)
+
+
+EXPERIMENT = image_experiment(
+    "digits",
+    (1, 8, 8),
+    load_digits,
+    T,
+    BETA_1,
+    settings={
+        "paper": TrainConfig(partial(model, published_reverse), batch=128, n_steps=2_000, learning_rate=3e-3),
+        "best": TrainConfig(
+            partial(model, partial(multi_scale_reverse, 1, width=32, depth=3)),
+            batch=128,
+            n_steps=4_000,
+            learning_rate=4e-3,
+        ),
+    },
+    paper={},
+)

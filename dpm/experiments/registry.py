@@ -1,0 +1,61 @@
+"""All experiments by name. One is added by writing a file here that defines EXPERIMENT."""
+
+import pkgutil
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+import dpm.experiments
+from dpm.errors import UserError
+from dpm.experiments.base import Experiment, TrainConfig
+from dpm.experiments.shipped import weights_path
+from dpm.files import load_state, read_tensors, strip_prefix
+from dpm.reverse import DiffusionModel
+
+_NO_EXPERIMENT = {"base", "shipped", "registry"}
+
+
+def _find_experiments() -> dict[str, Experiment]:
+    """The EXPERIMENT of every other file of this folder, in alphabetical order."""
+    names = [module.name for module in pkgutil.iter_modules(dpm.experiments.__path__)]
+    modules = [import_module(f"dpm.experiments.{name}") for name in names if name not in _NO_EXPERIMENT]
+    return {module.EXPERIMENT.name: module.EXPERIMENT for module in modules}
+
+
+EXPERIMENTS = _find_experiments()  #: name → Experiment
+
+
+def get_experiment(name: str, setting: str) -> tuple[Experiment, TrainConfig]:
+    """The experiment and the configuration of these names; UserError lists those that exist."""
+    if name not in EXPERIMENTS:
+        raise UserError(f"no experiment named {name!r}; there are {', '.join(EXPERIMENTS)}")
+    settings = EXPERIMENTS[name].settings
+    if setting not in settings:
+        raise UserError(f"{name} has no setting {setting!r}; it has {', '.join(settings)}")
+    return EXPERIMENTS[name], settings[setting]
+
+
+def build_model(config: TrainConfig, seed: int = 0) -> DiffusionModel:
+    """A fresh model whose initial weights depend on the seed alone; the global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):  # weights are initialised on the CPU
+        torch.default_generator.manual_seed(seed)
+        model = config.build()
+    model.p.float()  # schedules are float64, networks float32, whatever the default type
+    return model
+
+
+def load_model(name: str, setting: str, path: Path | None = None, device: torch.device | str = "cpu") -> DiffusionModel:
+    """The trained model of a setting, from the shipped weights, or from weights or a checkpoint of `dpm train`."""
+    experiment, config = get_experiment(name, setting)
+    if path is None and not weights_path(name, setting).exists():
+        shipped = [other for other in experiment.settings if weights_path(name, other).exists()]
+        raise UserError(
+            f"no weights of {name} --setting {setting} are shipped, only of {', '.join(shipped)}; "
+            "`dpm train` makes them, --checkpoint names them"
+        )
+    path = path or weights_path(name, setting)
+    tensors, _ = read_tensors(path)
+    model = build_model(config)
+    load_state(model, strip_prefix(tensors, "ema.module.") or tensors, path)
+    return model.to(device).requires_grad_(False)

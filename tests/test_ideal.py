@@ -1,0 +1,443 @@
+"""The exact optimum against brute force: enumeration for bits, quadrature for Gaussian mixtures, in float64."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from scipy.special import logsumexp
+from torch import Generator
+
+from dpm.bound import PaperBound, estimate_K, evaluate
+from dpm.data.synthetic import ROLL_NOISE, heartbeat, heartbeat_sequences, swiss_roll, swiss_roll_points
+from dpm.distributions import Bernoulli, Normal
+from dpm.forward import BernoulliForward, GaussianForward
+from dpm.ideal import (
+    IdealFullCovarianceReverse,
+    IdealMixtureReverse,
+    IdealReverse,
+    _enumerate_counts,
+    _interchangeable_groups,
+    best_schedule,
+    enumerate_ideal_K,
+    ideal_K,
+)
+from dpm.schedules import linear_alpha_bar, log_snr_linear
+from dpm.units import mean_and_stderr
+
+
+def real(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def all_states(bits):
+    return torch.cartesian_prod(*[real(0, 1)] * bits).reshape(-1, bits)
+
+
+THREE = real([0, 0, 1], [0, 1, 1], [1, 1, 1])  # three equally likely data of 3 bits
+PLACES, WIDTH = real(-1.1, 0.2, 1.0)[:, None], 0.1  # a mixture of three normals in one dimension
+
+
+# Bits, by enumeration of x⁰ and x^{t−1}
+
+
+@pytest.mark.parametrize(("points", "rate"), [(THREE, 0.5), (THREE, 0.2), (heartbeat_sequences(4, 2), 0.2)])
+@pytest.mark.parametrize("T", [2, 5])
+def test_optimum_of_bits_is_the_mean_of_q_of_the_step_before(points, rate, T):
+    """f_b* = q(x^{t−1}_i = 1 | x^t), from the joint of x⁰, x^{t−1}, x^t over all states."""
+    bits = points.shape[1]
+    q, states, p = BernoulliForward(linear_alpha_bar(T), rate), all_states(bits), IdealReverse(points)
+    for t in range(2, T + 1):
+        laws = q.marginal(points, torch.full((len(points),), t - 1))
+        before = torch.stack([laws.log_prob(s).sum(1).exp().mean() for s in states])  # q(x^{t−1})
+        kernel = q.transition(states, torch.full((len(states),), t))
+        joint = torch.stack([before * kernel.log_prob(s).sum(1).exp() for s in states])  # [x^t, x^{t−1}]
+        rates = joint @ states / joint.sum(1, keepdim=True)
+        assert torch.allclose(p(q, states, torch.full((len(states),), t)).probs, rates, atol=1e-11, rtol=0)
+
+
+def exact_K_of_bits(p, q, points):
+    """(14) averaged over every point and every x^t: uniform noise 0 makes a 1, noise 1 a 0. With a gradient."""
+    states = all_states(points.shape[1])
+    x0, xt = points.repeat_interleave(len(states), 0), states.repeat(len(points), 1)
+    kl = 0.0
+    for t in range(2, q.T + 1):
+        steps = torch.full((len(x0),), t)
+        weight = q.marginal(x0, steps).log_prob(xt).sum(1).exp() / len(points)
+        bound = estimate_K(p, q, x0, steps, 1 - xt)
+        kl = kl + (weight * bound.kl).sum() / (q.T - 1)
+    constants = estimate_K(p, q, points, torch.full((len(points),), 2), points)
+    return -kl + (constants.entropy_T - constants.entropy_1 - constants.entropy_prior).mean()
+
+
+@pytest.mark.parametrize(("points", "rate"), [(THREE, 0.5), (heartbeat_sequences(4, 2), 0.5)])
+@pytest.mark.parametrize("T", [2, 6])
+def test_no_other_reversal_of_bits_beats_the_optimum(points, rate, T):
+    """Exactly: the log odds of f_b* moved at random lower K, and the slope of K at f_b* is 0."""
+    q, best = BernoulliForward(linear_alpha_bar(T), rate), IdealReverse(points)
+    K, bits = exact_K_of_bits(best, q, points), points.shape[1]
+    shift = torch.zeros(T + 1, bits, bits + 1, dtype=torch.float64, requires_grad=True)
+
+    def moved(by):
+        return lambda q, xt, t: Bernoulli(
+            best(q, xt, t).logits + (torch.cat([xt, torch.ones_like(xt[:, :1])], 1)[:, None] * by[t]).sum(-1)
+        )
+
+    [slope] = torch.autograd.grad(exact_K_of_bits(moved(shift), q, points), shift)
+    assert float(slope.abs().max()) < 1e-12
+    for seed in range(5):
+        step = torch.randn(shift.shape, generator=Generator().manual_seed(seed), dtype=torch.float64)
+        for size in (0.05, -0.05):
+            assert float(exact_K_of_bits(moved(size * step), q, points)) < float(K) - 1e-4
+
+
+@pytest.mark.parametrize("T", [2, 6, 40])
+def test_best_K_of_bits_is_below_minus_the_entropy_of_the_data(T):
+    """K* ≤ −H(X⁰) = −log 2 for two sequences of mean activity 0.5, exactly."""
+    points = heartbeat_sequences(4, 2)
+    loss = -math.log(2) - float(
+        exact_K_of_bits(IdealReverse(points), BernoulliForward(linear_alpha_bar(T), 0.5), points)
+    )
+    assert loss > 0
+    if T == 40:
+        assert loss < 0.4  # small steps lose little
+
+
+def test_best_K_of_the_heartbeat_is_below_minus_its_entropy():
+    q, points = BernoulliForward(linear_alpha_bar(50), 0.2), heartbeat_sequences()
+    x0 = heartbeat(500, Generator().manual_seed(0))
+    K, error = mean_and_stderr(evaluate(IdealReverse(points), q, x0, Generator().manual_seed(1)).K)
+    assert -math.log(5) - 3 < K < -math.log(5) - 5 * error
+
+
+def test_log_probability_of_a_finite_set():
+    p = IdealReverse(THREE)
+    x0 = torch.cat([THREE, 1 - THREE])
+    assert p.log_prob(x0).tolist() == pytest.approx([-math.log(3)] * 3 + [-math.inf] * 3, abs=1e-15)
+
+
+# Gaussians, by quadrature over x^{t−1}
+
+
+def mixture_before(q, points, variance, t, grid):
+    """q(x^{t−1}) on a grid [n, D], by scipy: the points spread by their width and the noise so far."""
+    kept = math.prod(1 - b for b in q.beta[:t].tolist())
+    scale = math.sqrt(kept * variance + 1 - kept)
+    return sum(stats.norm.pdf(grid, math.sqrt(kept) * point, scale).prod(1) for point in points.numpy()) / len(points)
+
+
+@pytest.mark.parametrize("xt", [-1.7, 0.0, 0.6, 2.4])
+def test_blurred_optimum_has_the_moments_of_q_of_the_step_before(xt):
+    q, y = GaussianForward(log_snr_linear(5, 0.05, 0.95)), np.linspace(-9, 9, 18_001)[:, None]
+    p = IdealMixtureReverse(PLACES, WIDTH)
+    for t in range(2, 6):
+        b = float(q.beta[t])
+        weight = mixture_before(q, PLACES, WIDTH, t, y) * stats.norm.pdf(xt, math.sqrt(1 - b) * y[:, 0], math.sqrt(b))
+        weight /= weight.sum()
+        mean = float(weight @ y[:, 0])
+        law = p(q, real([xt]), torch.tensor([t]))
+        assert float(law.mean) == pytest.approx(mean, abs=1e-10)
+        assert float(law.variance) == pytest.approx(float(weight @ (y[:, 0] - mean) ** 2), abs=1e-10)
+
+
+@pytest.mark.parametrize("variance", [0.0, 0.05])
+def test_optimum_in_the_plane_has_the_diagonal_moments_of_q_of_the_step_before(variance):
+    points, xt = real([1.2, -0.3], [-0.5, 1.0], [-0.7, -0.7]), real([0.3, 0.4])
+    q, axis = GaussianForward(log_snr_linear(4, 0.1, 0.9)), np.linspace(-7, 7, 281)
+    y = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+    p = IdealMixtureReverse(points, variance) if variance else IdealReverse(points)
+    for t in range(2, 5):
+        b = float(q.beta[t])
+        weight = mixture_before(q, points, variance, t, y)
+        weight *= stats.norm.pdf(xt.numpy(), math.sqrt(1 - b) * y, math.sqrt(b)).prod(1)
+        weight /= weight.sum()
+        mean = weight @ y
+        law = p(q, xt, torch.tensor([t]))
+        assert law.mean[0].tolist() == pytest.approx(mean.tolist(), abs=1e-9)
+        assert law.variance[0].tolist() == pytest.approx((weight @ (y - mean) ** 2).tolist(), abs=1e-9)
+
+
+def test_blur_of_no_width_is_the_finite_set():
+    q, xt, t = GaussianForward(log_snr_linear(4, 0.1, 0.9)), real([0.3, 0.4], [-2, 1]), torch.tensor([2, 4])
+    points = real([1.2, -0.3], [-0.5, 1.0])
+    sharp, blurred = IdealReverse(points)(q, xt, t), IdealMixtureReverse(points, 0.0)(q, xt, t)
+    assert torch.allclose(sharp.mean, blurred.mean, atol=1e-13, rtol=0)
+    assert torch.allclose(sharp.variance, blurred.variance, atol=1e-13, rtol=0)
+
+
+def mixture_quadrature(nodes=40):
+    """x⁰ of the blurred mixture, and one noise for x^t, with weights that average smooth functions: Gauss-Hermite."""
+    z, w = np.polynomial.hermite_e.hermegauss(nodes)
+    z, w = real(*z), real(*(w / w.sum()))
+    x0 = (PLACES + math.sqrt(WIDTH) * z).flatten()
+    weight = (w / len(PLACES)).repeat(len(PLACES))
+    return x0.repeat_interleave(nodes)[:, None], z.repeat(len(x0))[:, None], (weight[:, None] * w).flatten()
+
+
+def K_by_quadrature(p, q):
+    x0, noise, weight = mixture_quadrature()
+    q.noise = lambda x, generator: noise
+    bound: PaperBound = evaluate(p, q, x0, Generator())
+    return float((weight * bound.K).sum())
+
+
+@pytest.mark.parametrize("T", [2, 5])
+def test_no_other_reversal_of_gaussians_beats_the_optimum(T):
+    """By quadrature: means moved or variances scaled, at every t or as a function of x^t, lower K."""
+    q, best = GaussianForward(log_snr_linear(T, 0.05, 0.95)), IdealMixtureReverse(PLACES, WIDTH)
+    K = K_by_quadrature(best, q)
+
+    def moved(shift, scale):
+        def p(q, xt, t):
+            law = best(q, xt, t)
+            return Normal(law.mean + law.stddev * shift(xt), law.variance * torch.exp(scale(xt)))
+
+        return p
+
+    def zero(x):
+        return torch.zeros_like(x)
+
+    for bend in (torch.ones_like, torch.tanh, torch.cos):
+        for size in (0.02, -0.02):
+
+            def by(x, size=size, bend=bend):
+                return size * bend(x)
+
+            for p in (moved(by, zero), moved(zero, by)):
+                fall = K - K_by_quadrature(p, q)
+                assert 0 < fall < 2 * (T - 1) * 0.02**2  # KL is quadratic in the move: no first-order part
+                assert fall > 1e-5
+
+
+def test_best_K_of_a_mixture_is_below_minus_its_entropy():
+    """K* ≤ −H(X⁰), by quadrature; the data's second moment is not 1, so K is taken with the cross entropies to π."""
+    q = GaussianForward(log_snr_linear(5, 0.02, 0.99))
+    scale = math.sqrt(float(PLACES.square().mean()) + WIDTH)
+    best = IdealMixtureReverse(PLACES / scale, WIDTH / scale**2)
+    x0, noise, weight = mixture_quadrature()
+    q.noise = lambda x, generator: noise
+    x0 = x0 / scale
+    assert float(weight @ x0[:, 0].square()) == pytest.approx(1, abs=1e-12)
+    K = float((weight * evaluate(best, q, x0, Generator()).K).sum())
+    minus_entropy = float((weight * best.log_prob(x0)).sum())
+    assert minus_entropy - 1 < K <= minus_entropy
+
+
+def test_best_K_of_the_swiss_roll_is_below_minus_its_entropy():
+    """T = 40: the gap between −H(X⁰) and K*, sample by sample, is positive by more than 5 standard errors."""
+    best = IdealMixtureReverse(swiss_roll_points(1000), ROLL_NOISE**2)
+    x0 = swiss_roll(2_000, Generator().manual_seed(0))
+    K = evaluate(best, GaussianForward(log_snr_linear(40, 1e-4, 0.995)), x0, Generator().manual_seed(1)).K
+    gap, error = mean_and_stderr(best.log_prob(x0) - K)
+    assert 5 * error < gap < 3
+
+
+@pytest.mark.parametrize("variance", [0.01, 0.3])
+def test_log_probability_of_a_blurred_set_is_its_mixture_density(variance):
+    points = real([1.2, -0.3], [-0.5, 1.0], [-0.7, -0.7])
+    p, axis = IdealMixtureReverse(points, variance), np.linspace(-5, 5, 501)
+    grid = torch.tensor(np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2))
+    log_density = p.log_prob(grid)
+    naive = logsumexp(
+        [stats.norm.logpdf(grid, point, math.sqrt(variance)).sum(1) for point in points.numpy()], 0
+    ) - math.log(3)
+    assert np.allclose(log_density, naive, atol=1e-9, rtol=1e-12)
+    assert float(log_density.exp().sum()) * (axis[1] - axis[0]) ** 2 == pytest.approx(1, abs=1e-10)
+
+
+def test_log_probability_of_a_curve_is_quadrature_over_it():
+    """Four times the points change nothing but a little at the curve's two ends: they lie closer than their width."""
+    x0 = swiss_roll(500, Generator().manual_seed(0))
+    coarse, fine = (IdealMixtureReverse(swiss_roll_points(count), ROLL_NOISE**2).log_prob(x0) for count in (2000, 8000))
+    assert float((coarse - fine).abs().max()) < 0.01
+    assert float((coarse - fine).abs().median()) < 1e-9
+
+
+# K* of bits, counted, and K* of anything, averaged over the x⁰ that explain an x^t
+
+UNEVEN = real(0.5, 0.3, 0.2)
+
+
+@pytest.mark.parametrize(("length", "period"), [(4, 2), (6, 3), (7, 3), (5, 8), (8, 4)])
+@pytest.mark.parametrize("T", [2, 7])
+def test_counted_K_is_K_over_every_state(length, period, T):
+    points = heartbeat_sequences(length, period)
+    q = BernoulliForward(linear_alpha_bar(T), float(points.mean()))
+    best = IdealReverse(points)
+    assert float(enumerate_ideal_K(best, q)) == pytest.approx(float(exact_K_of_bits(best, q, points)), abs=1e-11)
+
+
+def test_counted_K_of_weighted_points_is_that_of_points_repeated():
+    """Weights 0.5, 0.3, 0.2 are ten points of which five, three and two are the same."""
+    q, weighted = BernoulliForward(linear_alpha_bar(5), 0.4), IdealReverse(THREE, UNEVEN)
+    repeated = THREE.repeat_interleave(torch.tensor([5, 3, 2]), 0)
+    K = float(exact_K_of_bits(IdealReverse(repeated), q, repeated))
+    assert float(enumerate_ideal_K(weighted, q)) == pytest.approx(K, abs=1e-12)
+    assert float(enumerate_ideal_K(IdealReverse(THREE), q)) != pytest.approx(K, abs=1e-3)
+    xt, t = all_states(3), torch.full((8,), 3)
+    assert torch.allclose(weighted(q, xt, t).probs, IdealReverse(repeated)(q, xt, t).probs, atol=1e-13)
+    assert weighted.log_prob(THREE).exp().tolist() == pytest.approx([0.5, 0.3, 0.2])
+
+
+def test_only_what_the_data_let_change_places_is_interchangeable():
+    groups, sizes = heartbeat_sequences(6, 3).T.unique(dim=0, return_counts=True)
+    assert _interchangeable_groups(groups, sizes, torch.full((3,), 1 / 3)) == [[0, 1, 2]]
+    assert _interchangeable_groups(groups, torch.tensor([2, 1, 2]), torch.full((3,), 1 / 3)) == [[0, 2], [1]]
+    assert sorted(map(len, _interchangeable_groups(groups, sizes, real(0.5, 0.25, 0.25)))) == [1, 2]
+    assert len(_interchangeable_groups(THREE.T, torch.ones(3, dtype=torch.long), torch.full((3,), 1 / 3))) == 3
+
+
+@pytest.mark.parametrize(("classes", "sizes"), [([[0, 1, 2]], [2, 2, 2]), ([[0, 2], [1]], [3, 1, 3]), ([[0]], [5])])
+def test_counts_stand_for_every_state_once(classes, sizes):
+    ones, log_ways = _enumerate_counts(classes, torch.tensor(sizes))
+    assert float(log_ways.exp().sum()) == pytest.approx(2 ** sum(sizes), rel=1e-13)
+    assert float(log_ways.exp() @ ones.sum(1)) == pytest.approx(sum(sizes) * 2 ** (sum(sizes) - 1), rel=1e-13)
+
+
+def test_too_many_states_are_not_counted():
+    points = heartbeat_sequences(200, 10)
+    assert enumerate_ideal_K(IdealReverse(points), BernoulliForward(linear_alpha_bar(3), 0.1)) is None
+    assert (
+        enumerate_ideal_K(IdealReverse(heartbeat_sequences(400, 300)), BernoulliForward(linear_alpha_bar(3), 0.1))
+        is None
+    )
+
+
+@pytest.mark.parametrize("T", [2, 10, 2000])
+def test_counted_K_of_the_heartbeat_rises_towards_minus_its_entropy(T):
+    points = heartbeat_sequences()
+    K, more = (
+        float(enumerate_ideal_K(IdealReverse(points), BernoulliForward(linear_alpha_bar(n), 0.2)))
+        for n in (T, T + T // 2)
+    )
+    assert K < more < -math.log(5)
+
+
+def test_counted_K_has_the_slope_of_its_difference_in_beta():
+    points, beta = heartbeat_sequences(6, 3), linear_alpha_bar(4)
+    beta[-1] = 0.9
+    beta.requires_grad_()
+    [slope] = torch.autograd.grad(enumerate_ideal_K(IdealReverse(points), BernoulliForward(beta, 1 / 3)), beta)
+    for t in (1, 2, 4):
+        move = torch.zeros(5, dtype=torch.float64)
+        move[t] = 1e-6
+        up, down = (
+            float(enumerate_ideal_K(IdealReverse(points), BernoulliForward(beta.detach() + s * move, 1 / 3)))
+            for s in (1, -1)
+        )
+        assert float(slope[t]) == pytest.approx((up - down) / 2e-6, rel=1e-6)
+
+
+def test_averaged_K_of_bits_is_the_counted_one_in_the_mean():
+    points, generator = heartbeat_sequences(), Generator().manual_seed(0)
+    q, best = BernoulliForward(linear_alpha_bar(20), 0.2), IdealReverse(points)
+    x0 = heartbeat(20_000, generator)
+    K, error = mean_and_stderr(ideal_K(best, q, x0, generator))
+    assert abs(K - float(enumerate_ideal_K(best, q))) < 4 * error < 0.1
+
+
+@pytest.mark.parametrize("kind", [IdealMixtureReverse, IdealFullCovarianceReverse])
+def test_averaged_K_of_reals_is_K_in_the_mean_and_varies_less(kind):
+    best, q = kind(swiss_roll_points(500), ROLL_NOISE**2), GaussianForward(log_snr_linear(6, 1e-3, 0.9))
+    x0 = swiss_roll(4_000, Generator().manual_seed(0))
+    averaged, plain = (
+        ideal_K(best, q, x0, Generator().manual_seed(1)),
+        evaluate(best, q, x0, Generator().manual_seed(1)).K,
+    )
+    difference, error = mean_and_stderr(averaged - plain)
+    assert abs(difference) < 4 * error
+    assert float(averaged.std()) < 0.5 * float(plain.std())
+
+
+def test_averaged_K_on_the_line_is_K_by_quadrature():
+    q, best = GaussianForward(log_snr_linear(5, 0.05, 0.95)), IdealMixtureReverse(PLACES, WIDTH)
+    K = K_by_quadrature(best, q)
+    x0, _, weight = mixture_quadrature()
+    assert float(weight @ ideal_K(best, q, x0, Generator())) == pytest.approx(K, abs=1e-9)
+
+
+def test_full_optimum_has_all_moments_of_q_of_the_step_before():
+    points, variance, xt = real([1.2, -0.3], [-0.5, 1.0], [-0.7, -0.7]), 0.05, real([0.3, 0.4])
+    q, axis = GaussianForward(log_snr_linear(4, 0.1, 0.9)), np.linspace(-7, 7, 281)
+    y = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+    for t in range(2, 5):
+        b = float(q.beta[t])
+        weight = mixture_before(q, points, variance, t, y)
+        weight *= stats.norm.pdf(xt.numpy(), math.sqrt(1 - b) * y, math.sqrt(b)).prod(1)
+        weight /= weight.sum()
+        law = IdealFullCovarianceReverse(points, variance)(q, xt, torch.tensor([t]))
+        assert law.mean[0].tolist() == pytest.approx((weight @ y).tolist(), abs=1e-9)
+        assert np.allclose(law.covariance_matrix[0], np.cov(y.T, aweights=weight, ddof=0), atol=1e-9)
+
+
+def test_full_optimum_loses_less_than_the_diagonal_one():
+    q, x0 = GaussianForward(log_snr_linear(6, 1e-3, 0.9)), swiss_roll(2_000, Generator().manual_seed(0))
+    diagonal, full = (
+        evaluate(kind(swiss_roll_points(500), ROLL_NOISE**2), q, x0, Generator().manual_seed(1)).K
+        for kind in (IdealMixtureReverse, IdealFullCovarianceReverse)
+    )
+    gain, error = mean_and_stderr(full - diagonal)
+    assert gain > 5 * error
+
+
+def test_weighted_mixture_is_points_repeated():
+    q, xt, t = GaussianForward(log_snr_linear(4, 0.1, 0.9)), real([0.3], [-2.0]), torch.tensor([2, 4])
+    weighted = IdealMixtureReverse(PLACES, WIDTH, UNEVEN)
+    repeated = IdealMixtureReverse(PLACES.repeat_interleave(torch.tensor([5, 3, 2]), 0), WIDTH)
+    ours, same = weighted(q, xt, t), repeated(q, xt, t)
+    assert torch.allclose(ours.mean, same.mean, atol=1e-13) and torch.allclose(ours.variance, same.variance, atol=1e-13)
+    assert torch.allclose(weighted.log_prob(xt), repeated.log_prob(xt), atol=1e-12)
+
+
+# The best schedule
+
+
+def test_a_step_costs_what_its_two_signal_to_noise_ratios_say():
+    """½ Σ log(1 + (s − r) Var(x⁰_i|x^t)) is H[f*] − H_q(X^{t−1}|X^t,X⁰), at every x^t."""
+    q, best = GaussianForward(log_snr_linear(5, 0.01, 0.9)), IdealMixtureReverse(swiss_roll_points(200), 0.01)
+    xt = torch.randn(50, 2, generator=Generator().manual_seed(0), dtype=torch.float64)
+    snr = q.alpha_bar / q.noise_variance
+    for t in range(2, 6):
+        steps = torch.full((50,), t)
+        cost = (best(q, xt, steps).entropy() - q.posterior(xt, xt, steps).entropy()).sum(1)
+        variance = best.predict_x0(q, xt, steps)[1]
+        assert torch.allclose(cost, 0.5 * torch.log1p((snr[t - 1] - snr[t]) * variance).sum(1), atol=1e-11)
+
+
+def test_best_schedule_beats_every_geometric_one():
+    """On fresh samples, with the same noise: by more than three standard errors, and β_1 is as asked."""
+    best, generator = IdealMixtureReverse(swiss_roll_points(500), ROLL_NOISE**2), Generator().manual_seed(0)
+    beta = best_schedule(best, 8, 1e-3, swiss_roll(500, generator), generator, n_levels=150)
+    assert float(beta[1]) == pytest.approx(1e-3, rel=1e-9) and beta.shape == (9,)
+    x0 = swiss_roll(3_000, generator)
+    K = ideal_K(best, GaussianForward(beta), x0, Generator().manual_seed(1))
+    for last in (0.3, 0.5, 0.7, 0.9):
+        gain, error = mean_and_stderr(
+            K - ideal_K(best, GaussianForward(log_snr_linear(8, 1e-3, last)), x0, Generator().manual_seed(1))
+        )
+        assert gain > 3 * error
+
+
+def test_groups_too_many_to_compare_are_not_compared(monkeypatch):
+    monkeypatch.setattr("dpm.optimum.interchangeable", lambda *_: pytest.fail("compared"))
+    assert (
+        enumerate_ideal_K(IdealReverse(heartbeat_sequences(200, 200)), BernoulliForward(linear_alpha_bar(3), 1 / 200))
+        is None
+    )
+
+
+def test_a_schedule_of_as_many_steps_as_places_takes_them_all():
+    p, generator = IdealMixtureReverse(swiss_roll_points(50), 4e-4), Generator().manual_seed(0)
+    beta = best_schedule(p, 6, 1e-3, swiss_roll(20, generator), generator, n_levels=6)
+    level = GaussianForward(beta).noise_variance
+    assert torch.allclose(level[1:].logit(), torch.linspace(math.log(1e-3 / 0.999), 7, 6).double(), atol=1e-6)
+
+
+def test_weights_of_equal_points_add_up():
+    groups, sizes = torch.tensor([[0.0, 0, 1], [1, 1, 0]]).double(), torch.tensor([1, 1])
+    assert _interchangeable_groups(groups, sizes, torch.tensor([0.2, 0.4, 0.4]).double()) == [[0], [1]]
+
+
+def test_weights_lie_on_the_device_of_the_points():
+    assert IdealReverse(torch.zeros(3, 2, device="meta")).weights.device.type == "meta"
