@@ -25,7 +25,7 @@ def log_parzen(x: Tensor, samples: Tensor, sigma: Tensor, chunk: int = 250) -> T
 
 
 def parzen(samples: Tensor, validation: Tensor, test: Tensor) -> tuple[float, Tensor]:
-    """Parzen estimate of Table 2: the σ of `WIDTHS` that validation likes best, and log density of test, [m] nats.
+    """Parzen estimate of Table 2: the σ of `BANDWIDTHS` that validation likes best, and log density of test, [m] nats.
 
     As published: images in [0, 1], 10 000 samples [n, D], the first 1000 validation images, the whole test set.
     """

@@ -1,4 +1,4 @@
-"""Distributions that the transitions of either chain return: Normal, MultivariateNormal, Bernoulli, Categorical.
+"""Distributions that forward processes and reverse models return: Normal, MultivariateNormal, Bernoulli, Categorical.
 
 Small classes of our own. Unlike torch's they can be drawn from given noise, so that gradients and comparisons see the
 same randomness (the "frozen noise" of Section 2.4.1), and they keep their digits where a probability is near 0 or 1.
@@ -78,7 +78,7 @@ class Normal(Distribution):
     def kl_divergence(self, other: Distribution) -> Tensor:
         """KL(self ‖ other), nats: [B, …] for another Normal, [B] for a MultivariateNormal."""
         if isinstance(other, MultivariateNormal):
-            return MultivariateNormal(self.mean, torch.diag_embed(self.variance)).kl_divergence(other)
+            return MultivariateNormal(self.mean, torch.diag_embed(self.variance.expand_as(self.mean))).kl_divergence(other)
         ratio = self.variance / other.variance
         return 0.5 * (ratio - 1 - ratio.log() + (self.mean - other.mean).square() / other.variance)
 

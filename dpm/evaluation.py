@@ -43,10 +43,10 @@ def evaluate_experiment(experiment: Experiment, model: DiffusionModel, seed: int
         return to_bits(nats) / experiment.n_pixels
 
     rounds = in_unit(bound.K).view(-1, len(x0))
-    per_sample = rounds.mean(0)
-    K, stderr = mean_and_stderr(per_sample)
+    K_per_sample = rounds.mean(0)
+    K, stderr = mean_and_stderr(K_per_sample)
     if experiment.images:
-        stderr = stderr_of_strata(per_sample)
+        stderr = stderr_of_strata(K_per_sample)
     L_null = float(in_unit(log_null(q, x0)).mean())
     row = {
         "experiment": experiment.name,

@@ -28,7 +28,7 @@ def normal(*shape, seed=0):
     return torch.randn(*shape, generator=Generator().manual_seed(seed), dtype=torch.float64)
 
 
-# Parzen windows
+# Parzen estimates
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 250])
@@ -74,8 +74,8 @@ def test_log_parzen_keeps_its_digits_far_from_zero_and_in_float32():
     assert log_parzen(single, single, sigma.double())[0].tolist() == pytest.approx([peak] * 6, abs=1e-3)
 
 
-def test_parzen_takes_the_width_that_validation_likes_best():
-    """Samples of N(0, 0.5² I): validation data of other spreads want other widths, whatever the test data are."""
+def test_parzen_takes_the_bandwidth_that_validation_likes_best():
+    """Samples of N(0, 0.5² I): validation data of other spreads want other bandwidths, whatever the test data are."""
     samples, test = 0.5 * normal(300, 4), normal(50, 4, seed=1)
     chosen = []
     for spread in (0.5, 0.8, 3.0):
@@ -88,7 +88,7 @@ def test_parzen_takes_the_width_that_validation_likes_best():
     assert chosen[0] < chosen[1] < chosen[2] == 1
 
 
-def test_the_published_widths():
+def test_the_published_bandwidths():
     assert len(BANDWIDTHS) == 10
     assert BANDWIDTHS[[0, 2, 9]].tolist() == pytest.approx([0.1, 10 ** (-7 / 9), 1])
 
@@ -125,7 +125,7 @@ def gaussian_field(n, size, rho, seed=0):
     return root @ normal(n, 1, size, size, seed=seed) @ root.T
 
 
-def some_mcgsm(windows, seed=0, **sizes):
+def new_mcgsm(windows, seed=0, **sizes):
     return MCGSM(windows, Generator().manual_seed(seed), **sizes)
 
 
@@ -143,7 +143,7 @@ def test_causal_windows_are_the_pixels_before():
 
 def test_mcgsm_is_the_mixture_written_out():
     windows = normal(30, 4) @ normal(4, 4, seed=1) + 2
-    model = some_mcgsm(windows, components=3, scales=2, features=5)
+    model = new_mcgsm(windows, components=3, scales=2, features=5)
     white = np.linalg.solve(np.linalg.cholesky(np.cov(windows.T.numpy())), (windows - windows.mean(0)).T.numpy()).T
     a, b, beta, alpha, eta = (p.detach().numpy() for p in (model.a, model.b, model.beta, model.alpha, model.eta))
     for row, value in zip(white, model(windows).tolist(), strict=True):
@@ -161,7 +161,7 @@ def test_mcgsm_is_the_mixture_written_out():
 
 def test_mcgsm_integrates_to_one_over_the_pixel():
     windows = normal(500, 5) @ normal(5, 5, seed=1)
-    model = some_mcgsm(windows, components=4, scales=3, features=6)
+    model = new_mcgsm(windows, components=4, scales=3, features=6)
     place = torch.linspace(-400, 400, 80_001, dtype=torch.float64)
     for row in windows[:4]:
         line = torch.cat([row[:-1].expand(len(place), -1), place[:, None]], dim=1)
@@ -174,7 +174,7 @@ def test_mcgsm_holds_the_conditional_of_a_gaussian_scale_mixture():
     root = normal(4, 4, seed=1).tril()
     root.diagonal().abs_().add_(0.5)
     windows = normal(50, 4, seed=2) @ root.T
-    model = some_mcgsm(windows, components=1, scales=2, features=3)
+    model = new_mcgsm(windows, components=1, scales=2, features=3)
     model.mean.zero_()
     model.root.copy_(root)
     with torch.no_grad():
@@ -209,8 +209,8 @@ def test_fitted_mcgsm_learns_a_gaussian_scale_mixture():
 
     train, test = windows[: n // 2], windows[n // 2 :]
     truth = float((log_joint(test, root) - log_joint(test[:, :-1], root[:-1, :-1])).mean())
-    model = some_mcgsm(train, components=2, scales=3, features=6)
-    fit_mcgsm(model, train, Generator().manual_seed(1), steps=1500, batch=1000)
+    model = new_mcgsm(train, components=2, scales=3, features=6)
+    fit_mcgsm(model, train, Generator().manual_seed(1), n_steps=1500, batch=1000)
     found = float(model(test).detach().mean())
     gaussian = fit_full_gaussian(train)
     one = gaussian.log_prob(test) - fit_full_gaussian(train[:, :-1]).log_prob(test[:, :-1])
@@ -219,12 +219,12 @@ def test_fitted_mcgsm_learns_a_gaussian_scale_mixture():
 
 
 def test_fitted_mcgsm_reaches_the_entropy_rate_of_a_gaussian_field():
-    """x_ij given all before it is N(·, (1−ρ²)²): held-out bits a pixel within 0.01 and 5 standard errors."""
+    """x_ij given all before it is N(·, (1−ρ²)²): held-out bits per pixel within 0.01 and 5 standard errors."""
     rho = 0.8
     train, test = gaussian_field(60, 24, rho), gaussian_field(200, 24, rho, seed=1)
     windows = causal_windows(train).flatten(0, 1)
-    model = some_mcgsm(windows, components=2, scales=2, features=8)
-    fit_mcgsm(model, windows, Generator().manual_seed(1), steps=400, batch=1000)
+    model = new_mcgsm(windows, components=2, scales=2, features=8)
+    fit_mcgsm(model, windows, Generator().manual_seed(1), n_steps=400, batch=1000)
     bits, error = mean_and_stderr(to_bits(mcgsm_log_prob(model, test)))
     truth = -0.5 * math.log2(2 * math.pi * math.e * (1 - rho**2) ** 2)
     assert bits == pytest.approx(truth, abs=0.01 + 5 * error)
@@ -233,26 +233,28 @@ def test_fitted_mcgsm_reaches_the_entropy_rate_of_a_gaussian_field():
 
 def test_a_step_raises_the_likelihood_of_mcgsm_and_seeds_repeat():
     windows = normal(1000, 5) * normal(1000, 1, seed=1)
-    before = float(some_mcgsm(windows)(windows).detach().mean())
-    fits = [fit_mcgsm(some_mcgsm(windows), windows, Generator().manual_seed(s), steps=1, batch=1000) for s in (0, 0, 1)]
+    before = float(new_mcgsm(windows)(windows).detach().mean())
+    fits = [
+        fit_mcgsm(new_mcgsm(windows), windows, Generator().manual_seed(s), n_steps=1, batch=1000) for s in (0, 0, 1)
+    ]
     first, same, other = (fit(windows).detach() for fit in fits)
     assert float(first.mean()) > before
     assert torch.equal(first, same) and not torch.equal(first, other)
 
 
-def test_the_rate_of_fitting_falls_linearly():
-    """An Adam step moves no parameter by more than its rate, and some by all of it: 0.03, then half of it."""
+def test_the_learning_rate_of_fitting_falls_linearly():
+    """An Adam step moves no parameter by more than the learning rate, and some by all of it: 0.03, then half of it."""
     windows = normal(1000, 5) * normal(1000, 1, seed=1)
-    two = [fit_mcgsm(some_mcgsm(windows), windows, Generator().manual_seed(0), steps=s, batch=1000) for s in (1, 2)]
-    start, one, both = (torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (some_mcgsm(windows), *two))
+    two = [fit_mcgsm(new_mcgsm(windows), windows, Generator().manual_seed(0), n_steps=s, batch=1000) for s in (1, 2)]
+    start, one, both = (torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (new_mcgsm(windows), *two))
     assert float((one - start).abs().max()) == pytest.approx(0.03, rel=0.01)
     assert float((both - one).abs().max()) == pytest.approx(0.015, rel=0.01)
 
 
-def test_log_pixels_are_means_over_each_image():
+def test_mcgsm_log_prob_is_a_mean_over_each_image():
     images = gaussian_field(3, 12, 0.5)
     windows = causal_windows(images)
-    model = some_mcgsm(windows.flatten(0, 1), components=2)
+    model = new_mcgsm(windows.flatten(0, 1), components=2)
     expected = [float(model(windows[i]).detach().mean()) for i in range(3)]
     assert mcgsm_log_prob(model, images).tolist() == pytest.approx(expected, abs=1e-12)
 
@@ -260,7 +262,7 @@ def test_log_pixels_are_means_over_each_image():
 def test_mcgsm_draws_from_the_density_it_states():
     """Many draws given one window: the probability integral transform of each, by quadrature, is uniform."""
     windows = normal(500, 4) @ normal(4, 4, seed=1) + 2
-    model = some_mcgsm(windows, components=3, scales=2, features=5)
+    model = new_mcgsm(windows, components=3, scales=2, features=5)
     with torch.no_grad():
         model.a.mul_(200)  # components that differ
     x = model.draw(windows[:1].expand(20_000, -1), Generator().manual_seed(0)).detach().numpy()
@@ -270,26 +272,26 @@ def test_mcgsm_draws_from_the_density_it_states():
     assert stats.kstest(x, lambda v: np.interp(v, place[1:].numpy(), below)).pvalue > 1e-3
 
 
-def test_paint_continues_a_gaussian_field():
-    """An MCGSM that holds a field's own conditional, painted over other borders: the field's covariance, far inside."""
+def test_sampled_mcgsm_continues_a_gaussian_field():
+    """An MCGSM that holds a field's own conditional, sampled inside other borders: the field's covariance, far inside."""
     rho = 0.5
-    model = some_mcgsm(causal_windows(gaussian_field(200, 24, rho)).flatten(0, 1), components=1, scales=1)
+    model = new_mcgsm(causal_windows(gaussian_field(200, 24, rho)).flatten(0, 1), components=1, scales=1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
     images = torch.zeros(300, 1, 24, 24, dtype=torch.float64)
-    painted = sample_mcgsm(model, images, Generator().manual_seed(0))
-    inside = painted[:, 0, 8:, 8:-8]
+    sampled = sample_mcgsm(model, images, Generator().manual_seed(0))
+    inside = sampled[:, 0, 8:, 8:-8]
     assert float(inside.square().mean()) == pytest.approx(1, abs=0.05)
     assert float((inside[:, 1:] * inside[:, :-1]).mean()) == pytest.approx(rho, abs=0.04)
     assert float((inside[..., 1:] * inside[..., :-1]).mean()) == pytest.approx(rho, abs=0.04)
-    assert not painted[:, :, :3].any() and not painted[..., :3].any() and not painted[..., -3:].any()
+    assert not sampled[:, :, :3].any() and not sampled[..., :3].any() and not sampled[..., -3:].any()
     assert not images.any()
-    assert bool(painted[:, :, 3:, 3:-3].all())
+    assert bool(sampled[:, :, 3:, 3:-3].all())
 
 
 def test_mcgsm_is_as_large_and_as_long_fitted_as_reported():
     size = {name: one.default for name, one in inspect.signature(MCGSM).parameters.items()}
     assert (size["components"], size["scales"], size["features"]) == (12, 4, 32)
     fit = inspect.signature(fit_mcgsm).parameters
-    assert (fit["steps"].default, fit["batch"].default) == (3000, 2000)
+    assert (fit["n_steps"].default, fit["batch"].default) == (3000, 2000)

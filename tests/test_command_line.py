@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import re
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from torch.distributed.run import get_args_parser
 
 from dpm import training
 from dpm.cli import main
+from dpm.cli.parser import build_parser
 from dpm.data.synthetic import heartbeat_sequences
 from dpm.errors import UserError
 from dpm.experiments.registry import EXPERIMENTS, build_model
@@ -50,8 +52,8 @@ def dpm(monkeypatch, capsys):
 def digits(tmp_path):
     """The words that name an untrained model of the digits, and few steps of it."""
     path = tmp_path / "untrained.safetensors"
-    write_tensors(path, build_model(EXPERIMENTS["digits"].settings["ours"]).state_dict(), {})
-    return ["digits", "--setting", "ours", "--checkpoint", path, "--T", 3, "--json"]
+    write_tensors(path, build_model(EXPERIMENTS["digits"].settings["best"]).state_dict(), {})
+    return ["digits", "--setting", "best", "--checkpoint", path, "--T", 3, "--json"]
 
 
 def test_sample_draws_pictures(dpm, digits, tmp_path):
@@ -65,23 +67,23 @@ def test_pictures_can_be_kept_as_they_are(dpm, digits, tmp_path):
     """As half-precision arrays, whose header names the command."""
     path = tmp_path / "r.safetensors"
     assert dpm("denoise", *digits, "-n", 3, "--out", path)[0] == 0
-    arrays, about = read_tensors(path)
+    arrays, metadata = read_tensors(path)
     assert {name: x.shape for name, x in arrays.items()} == dict.fromkeys(("x0", "seen", "restored"), (3, 1, 8, 8))
-    assert about["command"].startswith("dpm denoise digits --setting ours")
+    assert metadata["command"].startswith("dpm denoise digits --setting best")
 
 
 def test_baselines_are_saved(dpm, tmp_path, monkeypatch):
-    def rivals(images, model, generator):
+    def density_baselines(images, model, generator):
         return {"mcgsm_bits": float(len(images.test) + generator.initial_seed())}
 
-    monkeypatch.setattr(main, "rivals", rivals)
-    words = ["--setting", "ours", "--seed", 3, "--save", tmp_path / "b.json", "--json"]
+    monkeypatch.setattr("dpm.cli.baselines.density_baselines", density_baselines)
+    words = ["--setting", "best", "--seed", 3, "--save", tmp_path / "b.json", "--json"]
     status, out, _ = dpm("baselines", "digits", *words)
     assert status == 0 and json.loads(out) == json.loads((tmp_path / "b.json").read_text())
     assert json.loads(out)["mcgsm_bits"] == 700 and json.loads(out)["experiment"] == "digits"
 
 
-@pytest.mark.parametrize("r", ["constant", "fading", "carried"])
+@pytest.mark.parametrize("r", ["constant", "annealed", "diffused"])
 @pytest.mark.parametrize("how", [["denoise", "--variance", "0.01"], ["inpaint", "--hole", "2"]])
 def test_restoring_pictures_brings_them_nearer(dpm, digits, tmp_path, how, r):
     """Even an untrained model, which knows nothing but π, does not move what is known, or known well."""
@@ -94,12 +96,12 @@ def test_restoring_pictures_brings_them_nearer(dpm, digits, tmp_path, how, r):
 
 
 @pytest.fixture
-def few(monkeypatch):
+def few_held_out(monkeypatch):
     """Fewer held-out samples: what a report says is checked elsewhere, here only that it is made."""
     for name in EXPERIMENTS:
         first = EXPERIMENTS[name].held_out_data
         monkeypatch.setitem(
-            EXPERIMENTS, name, replace(EXPERIMENTS[name], held_out=lambda g, first=first: first(g)[:20])
+            EXPERIMENTS, name, replace(EXPERIMENTS[name], held_out_data=lambda g, first=first: first(g)[:20])
         )
 
 
@@ -113,18 +115,18 @@ def test_list_names_every_setting(dpm):
     assert "heartbeat" in dpm("list")[1]
 
 
-def test_evaluate_prints_one_json_object(dpm, few):
-    status, out, _ = dpm("evaluate", "swiss_roll", "--setting", "ours", "--json")
+def test_evaluate_prints_one_json_object(dpm, few_held_out):
+    status, out, _ = dpm("evaluate", "swiss_roll", "--setting", "best", "--json")
     result = json.loads(out)
     assert status == 0 and set(result) >= KEYS and out.count("\n") == 1
     assert result["provenance"]["command"].startswith("dpm evaluate")
     parts = result["parts_bits"]
     K = parts["entropy_T"] - parts["entropy_1"] - parts["entropy_prior"] - parts["kl"]
     assert result["K_bits"] == pytest.approx(K)
-    assert "K_bits" in dpm("evaluate", "swiss_roll", "--setting", "ours")[1]
+    assert "K_bits" in dpm("evaluate", "swiss_roll", "--setting", "best")[1]
 
 
-def test_optimum_prints_K_star(dpm, few):
+def test_optimum_prints_K_star(dpm, few_held_out):
     status, out, _ = dpm("optimum", "heartbeat", "--T", "20", "--json")
     result = json.loads(out)
     assert status == 0 and result["T"] == 20 and result["K_optimum_bits"] < result["minus_entropy_bits"]
@@ -143,6 +145,15 @@ def test_optimum_of_another_heartbeat(dpm):
     assert result["K_optimum_bits"] == pytest.approx(float(to_bits(K)), abs=1e-12)
 
 
+def test_optimum_of_the_masking_kernel(dpm):
+    """The absorbing kernel of D3PM in place of flips: more of −H(X⁰) = −2.32 is within reach."""
+    words = ["optimum", "heartbeat", "--T", "20", "--json"]
+    masking, flipping = (json.loads(dpm(*words, "--kernel", kernel)[1]) for kernel in ("masking", "flipping"))
+    assert masking["K_optimum_bits"] == pytest.approx(-2.698, abs=0.005)
+    assert masking["minus_entropy_bits"] == pytest.approx(-math.log2(5)) and masking["kernel"] == "masking"
+    assert flipping["K_optimum_bits"] == json.loads(dpm(*words)[1])["K_optimum_bits"] < masking["K_optimum_bits"]
+
+
 def test_sequences_that_coincide_are_counted_together(dpm):
     """Period 6, four bits: two of the six phases have no one, so −H(X⁰) = −⅔ log₂ 6 − ⅓ log₂ 3."""
     result = json.loads(dpm("optimum", "heartbeat", "--T", "4", "--length", "4", "--period", "6", "--json")[1])
@@ -150,23 +161,23 @@ def test_sequences_that_coincide_are_counted_together(dpm):
 
 
 def test_optimum_of_the_roll_states_its_error(dpm, monkeypatch):
-    monkeypatch.setattr(main, "best_K", lambda p, q, x0, generator: torch.tensor([1.0, 3.0]))
+    monkeypatch.setattr("dpm.cli.ideal.ideal_K", lambda p, q, x0, generator: torch.tensor([1.0, 3.0]))
     result = json.loads(dpm("optimum", "swiss_roll", "--T", "4", "--json")[1])
     assert result["K_optimum_bits"] == pytest.approx(2 / math.log(2))
     assert result["K_optimum_stderr_bits"] == pytest.approx(1 / math.log(2))
 
 
-def test_schedule_writes_its_rates(dpm, tmp_path, monkeypatch):
-    rates = torch.tensor([0, 1e-4, 0.1, 0.2], dtype=torch.float64)
-    monkeypatch.setattr(main, "best_schedule", lambda *args: rates)
-    monkeypatch.setattr(main, "best_K", lambda p, q, x0, generator: q.log_alpha_bar[-1:].expand(2) * rates[1:3])
-    status, out, _ = dpm("schedule", "swiss_roll", "--T", "3", "--out", tmp_path / "rates.json", "--json")
-    result = json.loads((tmp_path / "rates.json").read_text())
-    assert status == 0 and result["beta"] == rates.tolist() and result["T"] == 3
+def test_schedule_writes_its_betas(dpm, tmp_path, monkeypatch):
+    beta = torch.tensor([0, 1e-4, 0.1, 0.2], dtype=torch.float64)
+    monkeypatch.setattr("dpm.cli.ideal.best_schedule", lambda *args: beta)
+    monkeypatch.setattr("dpm.cli.ideal.ideal_K", lambda p, q, x0, generator: q.log_alpha_bar[-1:].expand(2) * beta[1:3])
+    status, out, _ = dpm("schedule", "swiss_roll", "--T", "3", "--out", tmp_path / "beta.json", "--json")
+    result = json.loads((tmp_path / "beta.json").read_text())
+    assert status == 0 and result["beta"] == beta.tolist() and result["T"] == 3
     assert json.loads(out)["over_best_geometric_bits"] == result["over_best_geometric_bits"]
 
 
-def test_train_writes_weights_that_evaluate_reads(dpm, few, tmp_path):
+def test_train_writes_weights_that_evaluate_reads(dpm, few_held_out, tmp_path):
     status, out, err = dpm("train", "swiss_roll", "--steps", 3, "--out", tmp_path, "--json")
     result = json.loads(out)
     assert status == 0 and set(result) >= KEYS and "K " in err
@@ -184,11 +195,11 @@ def test_train_writes_weights_that_evaluate_reads(dpm, few, tmp_path):
     assert made["command"].split("; ")[0] == before["command"] and made["command"].count("--resume") == 1
 
 
-def test_train_goes_on_from_given_weights(dpm, few, tmp_path):
-    """One step from the shipped weights, its rate still warming up, stays near them; its other words are heeded."""
-    words = ["train", "swiss_roll", "--setting", "ours", "--steps", 1, "--json"]
-    shipped = weights_path("swiss_roll", "ours")
-    status, out, _ = dpm(*words, "--from", shipped, "--at-once", 30, "--out", tmp_path)
+def test_train_goes_on_from_given_weights(dpm, few_held_out, tmp_path):
+    """One step from the shipped weights, its learning rate still warming up, stays near them; other options are heeded."""
+    words = ["train", "swiss_roll", "--setting", "best", "--steps", 1, "--json"]
+    shipped = weights_path("swiss_roll", "best")
+    status, out, _ = dpm(*words, "--from", shipped, "--micro-batch", 30, "--out", tmp_path)
     made = json.loads(out)["provenance"]
     assert status == 0 and made["samples_per_second"] > 0 and 0 < made["fraction_of_peak"] < 1
     (before, _), (after, _) = (read_tensors(path) for path in (shipped, tmp_path / "weights.safetensors"))
@@ -205,7 +216,7 @@ def test_training_without_data_leaves_nothing_behind(dpm, monkeypatch, tmp_path)
     assert not (tmp_path / "x").exists()
 
 
-def test_a_run_is_not_resumed_to_an_earlier_step(dpm, few, tmp_path):
+def test_a_run_is_not_resumed_to_an_earlier_step(dpm, few_held_out, tmp_path):
     words = ["train", "swiss_roll", "--out", tmp_path, "--json"]
     assert dpm(*words, "--steps", 4)[0] == 0
     before = (tmp_path / "checkpoint.safetensors").read_bytes()
@@ -223,34 +234,34 @@ def test_torchrun_hands_on_every_option_of_training(dpm):
         assert understood.training_script_args == ["train", "mnist", option]
 
 
-def test_progress_is_in_bits_on_stderr(dpm, few, tmp_path, monkeypatch):
+def test_progress_is_in_bits_on_stderr(dpm, few_held_out, tmp_path, monkeypatch):
     """The last record, turned from nats into bits, stands at the end of the bar; stdout holds the JSON alone."""
     seen = []
 
-    def watched(*words):
-        for record in training.train(*words):
+    def watched(*words, **options):
+        for record in training.train(*words, **options):
             seen.append(record)
             yield record
 
-    monkeypatch.setattr(main, "train", watched)
+    monkeypatch.setattr("dpm.cli.train.train", watched)
     _, out, err = dpm("train", "swiss_roll", "--steps", 60, "--out", tmp_path, "--json")
     assert json.loads(out) and [record.step for record in seen] == [50, 60]
     assert f"K {float(to_bits(torch.tensor(seen[-1].K))):.3f} bits" in err.split("\r")[-1]
 
 
-def interrupted(run, draw, batch, steps, rate, checkpoint, precision, at_once):
+def interrupted(state, draw, batch, n_steps, learning_rate, checkpoint, **options):
     """A run of which two steps are done, and one is saved, when Ctrl-C comes."""
-    yield Record(1, -3.0)
-    run.step = 1
-    run.save(checkpoint)
-    run.step = 2
+    yield Record(1, 3.0)
+    state.step = 1
+    state.save(checkpoint)
+    state.step = 2
     raise KeyboardInterrupt
 
 
-def test_ctrl_c_is_one_line_that_says_how_to_go_on(dpm, few, tmp_path, monkeypatch):
+def test_ctrl_c_is_one_line_that_says_how_to_go_on(dpm, few_held_out, tmp_path, monkeypatch):
     words = ["train", "swiss_roll", "--steps", 5, "--out", tmp_path, "--json"]
     with monkeypatch.context() as patch:
-        patch.setattr(main, "train", interrupted)
+        patch.setattr("dpm.cli.train.train", interrupted)
         status, out, err = dpm(*words)
     bar, message = re.split(r"[\r\n]+", err.strip())[-2:]
     assert (
@@ -264,15 +275,15 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(dpm, few, tmp_path, monkeypat
     assert dpm(*words, "--resume")[0] == 0
 
 
-def test_a_run_that_lost_nothing_may_begin_again(dpm, few, tmp_path, monkeypatch):
+def test_a_run_that_lost_nothing_may_begin_again(dpm, few_held_out, tmp_path, monkeypatch):
     words = ["train", "swiss_roll", "--steps", 3, "--out", tmp_path]
     with monkeypatch.context() as patch:
-        patch.setattr(main, "train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("dpm.cli.train.train", lambda *_, **options: (_ for _ in ()).throw(KeyboardInterrupt))
         assert dpm(*words)[0] == 130
     assert dpm(*words)[0] == 0
 
 
-def test_a_disk_that_fills_up_while_training_spares_the_checkpoint(dpm, few, tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_while_training_spares_the_checkpoint(dpm, few_held_out, tmp_path, monkeypatch):
     saved = []
 
     def fill(_):
@@ -291,11 +302,11 @@ def test_a_disk_that_fills_up_while_training_spares_the_checkpoint(dpm, few, tmp
 
 
 def test_a_place_that_cannot_be_written_is_noticed_before_the_work(dpm, tmp_path, monkeypatch):
-    for work in ("train", "sample"):
-        monkeypatch.setattr(main, work, lambda *_: pytest.fail("worked first"))
+    for work in ("dpm.cli.train.train", "dpm.reverse.sample"):
+        monkeypatch.setattr(work, lambda *_, **options: pytest.fail("worked first"))
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.png").mkdir()
-    training, drawing = ["train", "swiss_roll"], ["sample", "heartbeat", "--setting", "ours"]
+    training, drawing = ["train", "swiss_roll"], ["sample", "heartbeat", "--setting", "best"]
     refused = [(training, out) for out in (tmp_path / "file", tmp_path / "file" / "x", "/proc/x")]
     refused += [(drawing, out) for out in (tmp_path / "folder.png", tmp_path / "file" / "x.png", "/proc/x.png")]
     for words, out in refused:
@@ -311,7 +322,7 @@ def test_of_several_processes_one_speaks(dpm, monkeypatch):
 
 def test_sample_draws_a_picture_of_possible_data(dpm, tmp_path):
     picture = tmp_path / "deep" / "roll.png"
-    status, out, _ = dpm("sample", "swiss_roll", "--setting", "ours", "-n", 50, "--out", picture, "--json")
+    status, out, _ = dpm("sample", "swiss_roll", "--setting", "best", "-n", 50, "--out", picture, "--json")
     result = json.loads(out)
     assert status == 0 and out.count("\n") == 1 and result["n"] == 50 and -2 < result["mean_log_q_bits"] < 1
     assert result["provenance"]["seed"] == 0 and picture.read_bytes()[:4] == b"\x89PNG"
@@ -320,8 +331,8 @@ def test_sample_draws_a_picture_of_possible_data(dpm, tmp_path):
 def test_samples_of_an_untrained_model_are_told_from_data(dpm, tmp_path):
     for name, number, most in (("swiss_roll", "mean_log_q_bits", -100), ("heartbeat", "possible_share", 0.1)):
         path = tmp_path / f"{name}.safetensors"
-        write_tensors(path, build_model(EXPERIMENTS[name].settings["ours"]).state_dict(), {})
-        _, out, _ = dpm("sample", name, "--setting", "ours", "--checkpoint", path, "-n", 50, "--T", 20, "--json")
+        write_tensors(path, build_model(EXPERIMENTS[name].settings["best"]).state_dict(), {})
+        _, out, _ = dpm("sample", name, "--setting", "best", "--checkpoint", path, "-n", 50, "--T", 20, "--json")
         assert json.loads(out)[number] < most
 
 
@@ -329,17 +340,21 @@ def test_as_many_steps_as_the_model_has_are_its_own(dpm, tmp_path):
     drawn = []
     for name, T in (("a", []), ("b", ["--T", 40]), ("c", ["--T", 41])):
         path = tmp_path / f"{name}.safetensors"
-        dpm("sample", "swiss_roll", "--setting", "ours", "-n", 4, "--out", path, *T)
+        dpm("sample", "swiss_roll", "--setting", "best", "-n", 4, "--out", path, *T)
         drawn.append(read_tensors(path)[0]["x"])
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
 
 
 @pytest.mark.parametrize(
     ("trouble", "status", "said"),
-    [(torch.OutOfMemoryError, 2, "smaller --at-once"), (BrokenPipeError, 1, ""), (KeyboardInterrupt, 130, "stopped")],
+    [
+        (torch.OutOfMemoryError, 2, "smaller --micro-batch"),
+        (BrokenPipeError, 1, ""),
+        (KeyboardInterrupt, 130, "stopped"),
+    ],
 )
 def test_trouble_is_one_line_at_most(dpm, monkeypatch, trouble, status, said):
-    monkeypatch.setattr(main, "choose", lambda *_: (_ for _ in ()).throw(trouble()))
+    monkeypatch.setattr("dpm.cli.evaluate.get_experiment", lambda *_: (_ for _ in ()).throw(trouble()))
     monkeypatch.setattr(os, "dup2", lambda *_: None)
     found, out, err = dpm("evaluate", "heartbeat")
     assert found == status and out == "" and said in err and err.count("\n") == bool(said)
@@ -369,7 +384,7 @@ def bomb(tmp_path):
 
 MISTAKES = {
     "unknown experiment": (lambda tmp: ["evaluate", "swissroll"], "no experiment named 'swissroll'"),
-    "unknown setting": (lambda tmp: ["train", "heartbeat", "--setting", "best"], "no setting 'best'"),
+    "unknown setting": (lambda tmp: ["train", "heartbeat", "--setting", "worst"], "no setting 'worst'"),
     "missing checkpoint": (lambda tmp: ["evaluate", "heartbeat", "--checkpoint", tmp / "no"], "no weights at"),
     "truncated checkpoint": (
         lambda tmp: ["sample", "swiss_roll", "--checkpoint", torn(tmp)],
@@ -381,7 +396,7 @@ MISTAKES = {
     ),
     "folder as checkpoint": (lambda tmp: ["sample", "swiss_roll", "--checkpoint", tmp], "is a folder"),
     "foreign checkpoint": (
-        lambda tmp: ["evaluate", "heartbeat", "--checkpoint", weights_path("swiss_roll", "ours")],
+        lambda tmp: ["evaluate", "heartbeat", "--checkpoint", weights_path("swiss_roll", "best")],
         "another experiment or setting",
     ),
     "no steps": (lambda tmp: ["train", "swiss_roll", "--steps", 0, "--out", tmp / "x"], "--steps 0"),
@@ -394,10 +409,13 @@ MISTAKES = {
     "two beginnings": (lambda tmp: ["train", "swiss_roll", "--resume", "--from", tmp / "x"], "not allowed with"),
     "nothing to start from": (lambda tmp: ["train", "swiss_roll", "--from", tmp / "x"], "no weights at"),
     "another's start": (
-        lambda tmp: ["train", "swiss_roll", "--from", weights_path("swiss_roll", "ours"), "--out", tmp / "x"],
+        lambda tmp: ["train", "swiss_roll", "--from", weights_path("swiss_roll", "best"), "--out", tmp / "x"],
         "another experiment or setting",
     ),
-    "nothing at once": (lambda tmp: ["train", "swiss_roll", "--at-once", 0, "--out", tmp / "x"], "--at-once 0"),
+    "empty micro-batches": (
+        lambda tmp: ["train", "swiss_roll", "--micro-batch", 0, "--out", tmp / "x"],
+        "--micro-batch 0",
+    ),
     "unknown device": (lambda tmp: ["sample", "swiss_roll", "--device", "gpu"], "invalid choice: 'gpu'"),
     "negative seed": (lambda tmp: ["evaluate", "swiss_roll", "--seed", -1], "no whole number from 0"),
     "endless seed": (
@@ -408,14 +426,20 @@ MISTAKES = {
     "endless samples": (lambda tmp: ["sample", "heartbeat", "-n", 10**12], "give 1 to 1000000"),
     "endless steps": (lambda tmp: ["optimum", "heartbeat", "--T", 10**12], "to 100000"),
     "one step": (lambda tmp: ["optimum", "heartbeat", "--T", 1], "--T 1"),
+    "unknown kernel": (
+        lambda tmp: ["optimum", "heartbeat", "--kernel", "melting"],
+        "no kernel named 'melting'; there are flipping, masking",
+    ),
+    "a kernel of a roll": (lambda tmp: ["optimum", "swiss_roll", "--kernel", "masking"], "not for swiss_roll"),
+    "unknown r": (lambda tmp: ["denoise", "digits", "--r", "fixed"], "there are constant, annealed, diffused"),
     "a one in every bin": (lambda tmp: ["optimum", "heartbeat", "--period", 1], "--period 1"),
-    "a period of a roll": (lambda tmp: ["optimum", "swiss_roll", "--period", 3], "not swiss_roll"),
-    "no optimum": (lambda tmp: ["optimum", "digits"], "known for swiss_roll, heartbeat"),
+    "a period of a roll": (lambda tmp: ["optimum", "swiss_roll", "--period", 3], "not for swiss_roll"),
+    "no optimum": (lambda tmp: ["optimum", "digits"], "known for heartbeat, swiss_roll"),
     "no weights": (lambda tmp: ["evaluate", "digits", "--checkpoint", tmp / "none"], "no weights at"),
-    "weights not shipped": (lambda tmp: ["sample", "bark"], "only of cpu"),
+    "weights not shipped": (lambda tmp: ["sample", "bark"], "only of best"),
     "picture of no kind": (lambda tmp: ["sample", "heartbeat", "--out", tmp / "x.jpg"], "neither a .png"),
     "no steps to draw by": (
-        lambda tmp: ["sample", "swiss_roll", "--setting", "ours", "--T", 0, "--out", tmp / "x" / "y.png"],
+        lambda tmp: ["sample", "swiss_roll", "--setting", "best", "--T", 0, "--out", tmp / "x" / "y.png"],
         "--T 0",
     ),
     "no noise": (lambda tmp: ["denoise", "digits", "--variance", "-1"], "above 0"),
@@ -423,13 +447,13 @@ MISTAKES = {
     "no grey pictures": (lambda tmp: ["baselines", "cifar10"], "no grey pictures"),
     "samples of leaves": (lambda tmp: ["baselines", "dead_leaves", "-n", 5], "leave out -n and --T"),
     "unwritable table": (
-        lambda tmp: ["baselines", "digits", "--setting", "ours", "--save", blocked(tmp) / "x.json"],
+        lambda tmp: ["baselines", "digits", "--setting", "best", "--save", blocked(tmp) / "x.json"],
         "cannot write",
     ),
-    "no pictures": (lambda tmp: ["denoise", "swiss_roll", "--setting", "ours"], "no pictures"),
+    "no pictures": (lambda tmp: ["denoise", "swiss_roll", "--setting", "best"], "no pictures"),
     "steps of its own": (lambda tmp: ["sample", "heartbeat", "--T", 9], "leave out --T"),
-    "more rates than places": (lambda tmp: ["schedule", "swiss_roll", "--T", 301], "give --T 300 or fewer"),
-    "rates of bits": (lambda tmp: ["schedule", "heartbeat"], "made of bits"),
+    "more timesteps than places": (lambda tmp: ["schedule", "swiss_roll", "--T", 301], "give --T 300 or fewer"),
+    "schedule of bits": (lambda tmp: ["schedule", "heartbeat"], "made of bits"),
     "no command": (lambda tmp: [], "COMMAND"),
     "unknown command": (lambda tmp: ["dance"], "invalid choice: 'dance'"),
     "unknown option": (lambda tmp: ["list", "--loud"], "unrecognized arguments: --loud"),
@@ -447,11 +471,59 @@ def test_a_mistake_is_one_clear_line_and_status_2(mistake, dpm, tmp_path, monkey
 
 
 def test_defaults_of_the_command_line():
-    words = lambda *w: vars(main.parser().parse_args([*w]))  # noqa: E731
+    words = lambda *w: vars(build_parser().parse_args([*w]))  # noqa: E731
     assert words("evaluate", "x")["setting"] == words("train", "x")["setting"] == "paper"
     assert words("sample", "x")["n"] == words("denoise", "x")["n"] == 16 and words("baselines", "x")["n"] == 10_000
     assert words("denoise", "x")["r"] == "constant" and words("denoise", "x")["variance"] == 1
     assert words("inpaint", "x")["hole"] == 4 and words("sample", "x")["seed"] == 0
+
+
+def test_old_words_of_recorded_commands_are_understood(dpm, digits):
+    """Settings `ours` and `cpu`, `--at-once`, and r by its old names, each reported under its new one."""
+    words = lambda *w: vars(build_parser().parse_args([*w]))  # noqa: E731
+    for command in ("train", "evaluate", "sample", "baselines", "denoise", "inpaint"):
+        assert words(command, "x", "--setting", "ours")["setting"] == "best"
+        assert words(command, "x", "--setting", "cpu")["setting"] == "best"
+        assert words(command, "x", "--setting", "paper")["setting"] == "paper"
+    assert words("train", "x", "--at-once", "30") == words("train", "x", "--micro-batch", "30")
+    assert words("train", "x", "--at-once", "30")["micro_batch"] == 30
+    name, _, _, *rest = digits
+    drawn = {}
+    for r, setting in (("fading", "ours"), ("annealed", "best"), ("carried", "cpu"), ("diffused", "best")):
+        status, out, _ = dpm("denoise", name, "--setting", setting, *rest, "-n", 2, "--r", r)
+        result = json.loads(out)
+        assert status == 0 and result.pop("provenance") and result["setting"] == "best"
+        drawn[r] = result
+    assert drawn["fading"] == drawn["annealed"] and drawn["annealed"]["r"] == "annealed"
+    assert drawn["carried"] == drawn["diffused"] and drawn["diffused"]["r"] == "diffused"
+
+
+def loaded_by(*words):
+    """What is printed by a process of its own that runs Python words, and the top-level modules loaded at its end."""
+    code = "import atexit, sys; atexit.register(lambda: print(chr(10) + ' '.join(sys.modules), file=sys.stderr)); "
+    ran = subprocess.run([sys.executable, "-c", code + words[0], *words[1:]], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout, {name.split(".")[0] for name in ran.stderr.splitlines()[-1].split()}
+
+
+PLOTTING = {"matplotlib", "seaborn", "PIL", "IPython", "ipywidgets"}
+
+
+def test_import_dpm_loads_neither_torch_nor_plotting():
+    _, modules = loaded_by("import dpm")
+    assert "dpm" in modules and not modules & (PLOTTING | {"torch"})
+
+
+def test_help_loads_no_torch():
+    out, modules = loaded_by("from dpm.cli.main import main; main()", "--help")
+    assert "inpaint" in out and "argparse" in modules and not modules & (PLOTTING | {"torch", "numpy"})
+    out, modules = loaded_by("from dpm.cli.main import main; main()", "train", "--help")
+    assert "--micro-batch" in out and "torch" not in modules
+
+
+def test_list_loads_no_plotting():
+    out, modules = loaded_by("from dpm.cli.main import main; main()", "list")
+    assert "dead_leaves" in out and not modules & {"matplotlib", "seaborn", "IPython", "ipywidgets"}
 
 
 def test_the_hole_is_a_square_of_noise_in_the_middle(dpm, digits, tmp_path):
@@ -463,31 +535,32 @@ def test_the_hole_is_a_square_of_noise_in_the_middle(dpm, digits, tmp_path):
 
 
 def test_whole_pictures_are_restored_where_there_are_some(dpm, digits, monkeypatch):
-    whole = replace(EXPERIMENTS["digits"], whole=lambda generator: torch.zeros(1, 1, 12, 12))
+    whole = replace(EXPERIMENTS["digits"], whole_images=lambda generator: torch.zeros(1, 1, 12, 12))
     monkeypatch.setitem(EXPERIMENTS, "digits", whole)
     assert json.loads(dpm("denoise", *digits, "-n", 2)[1])["n"] == 1
 
 
-def test_the_rival_of_a_schedule_is_the_best_geometric_one(dpm, monkeypatch):
-    """With log of the last noise level in the place of K*: that of the rates given, less that of the end at 0.95."""
-    rates = torch.tensor([0, 1e-4, 0.1, 0.2], dtype=torch.float64)
-    monkeypatch.setattr(main, "best_schedule", lambda *_: rates)
-    monkeypatch.setattr(main, "best_K", lambda p, q, *_: q.noise_variance[-1].log() * math.log(2) * torch.ones(2))
+def test_the_rival_of_a_schedule_is_the_best_one_linear_in_log_snr(dpm, monkeypatch):
+    """With log of the last noise variance in place of K*: that of the schedule given, less that of the end at 0.95."""
+    beta = torch.tensor([0, 1e-4, 0.1, 0.2], dtype=torch.float64)
+    monkeypatch.setattr("dpm.cli.ideal.best_schedule", lambda *_: beta)
+    log_noise = lambda p, q, *_: q.noise_variance[-1].log() * math.log(2) * torch.ones(2)  # noqa: E731
+    monkeypatch.setattr("dpm.cli.ideal.ideal_K", log_noise)
     found = json.loads(dpm("schedule", "swiss_roll", "--T", 3, "--json")[1])["over_best_geometric_bits"]
     assert found == pytest.approx(math.log(1 - (1 - 1e-4) * 0.9 * 0.8) - math.log(0.95))
 
 
-def test_progress_on_pictures_is_in_bits_a_pixel(dpm, tmp_path, monkeypatch):
-    def one(*_):
-        yield Record(1, -64 * math.log(2))
+def test_progress_on_pictures_is_in_bits_per_pixel(dpm, tmp_path, monkeypatch):
+    def one(*_, **options):
+        yield Record(1, 64 * math.log(2))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(main, "train", one)
-    status, _, err = dpm("train", "digits", "--setting", "ours", "--device", "cpu", "--out", tmp_path / "x")
+    monkeypatch.setattr("dpm.cli.train.train", one)
+    status, _, err = dpm("train", "digits", "--setting", "best", "--device", "cpu", "--out", tmp_path / "x")
     assert status == 130 and "K -1.000 bits/pixel" in err
 
 
 def test_evaluate_hands_on_its_seed(dpm, monkeypatch):
-    monkeypatch.setattr(main, "load", lambda *_: None)
-    monkeypatch.setattr(main, "report", lambda experiment, model, seed=0: {"seed": seed})
+    monkeypatch.setattr("dpm.cli.evaluate.load_model", lambda *_: None)
+    monkeypatch.setattr("dpm.cli.evaluate.evaluate_experiment", lambda experiment, model, seed=0: {"seed": seed})
     assert json.loads(dpm("evaluate", "heartbeat", "--seed", 7, "--device", "cpu", "--json")[1])["seed"] == 7

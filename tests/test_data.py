@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 from scipy import stats
 from scipy.integrate import cumulative_trapezoid, quad
-from sklearn.datasets import load_digits
+from sklearn import datasets
 from torch import Generator
 
-from dpm.data import images, sets, synthetic
-from dpm.data.images import extract_patches, standardize
+from dpm.data import sets, synthetic
+from dpm.data.images import ImageDataset, decode_pictures, extract_patches, standardize
 from dpm.data.sets import (
     BARK,
     load_bark,
@@ -44,7 +44,7 @@ from dpm.data.synthetic import (
 from dpm.errors import UserError
 
 
-def places(count):
+def midpoints(count):
     return (torch.arange(count, dtype=torch.float64) + 0.5) / count
 
 
@@ -55,8 +55,8 @@ def raw_spiral(u):
 
 
 def test_roll_curve_has_mean_0_and_variance_1():
-    """By a midpoint sum of 400 000 places: mean 0 in each coordinate, 1 the mean variance of the two."""
-    x = swiss_roll_curve(places(400_000))
+    """By a midpoint sum of 400 000 points: mean 0 in each coordinate, 1 the mean variance of the two."""
+    x = swiss_roll_curve(midpoints(400_000))
     assert x.shape == (400_000, 2) and x.dtype == torch.float64
     assert x.mean(0).tolist() == pytest.approx([0, 0], abs=1e-9)
     assert float(x.square().mean()) == pytest.approx(1, abs=1e-9)
@@ -65,32 +65,32 @@ def test_roll_curve_has_mean_0_and_variance_1():
 def test_roll_curve_is_the_spiral_moved_and_scaled_by_one_constant():
     u = torch.tensor([0, 0.1, 0.35, 0.5, 0.8, 1.0], dtype=torch.float64)
     x, raw = swiss_roll_curve(u), raw_spiral(u)
-    dense = raw_spiral(places(20_000))
+    dense = raw_spiral(midpoints(20_000))
     scale = float((dense - dense.mean(0)).square().mean().sqrt())
     assert torch.allclose(x - x[0], (raw - raw[0]) / scale, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("noise", [0.0, ROLL_NOISE, 0.3])
 def test_swiss_roll_is_the_curve_and_noise_of_total_variance_1(noise):
-    """E x² = (1−noise²)·1 + noise², within 5 standard errors; the blur is N(0, noise²) by Kolmogorov-Smirnov."""
+    """E x² = (1−noise²)·1 + noise², within 5 standard errors; the noise is N(0, noise²) by Kolmogorov-Smirnov."""
     n = 20_000
     x, again = (swiss_roll(n, Generator().manual_seed(0), noise) for _ in range(2))
     assert x.shape == (n, 2) and x.dtype == torch.float64 and torch.equal(x, again)
     square = x.square().mean(1)
     assert float(square.mean()) == pytest.approx(1, abs=5 * float(square.std()) / math.sqrt(n))
-    on_curve = swiss_roll(n, Generator().manual_seed(0), 0.0)  # the same places, no blur
-    blur = x - math.sqrt(1 - noise**2) * on_curve
+    on_curve = swiss_roll(n, Generator().manual_seed(0), 0.0)  # the same points, no noise
+    added = x - math.sqrt(1 - noise**2) * on_curve
     if noise:
-        assert stats.kstest((blur / noise).flatten().numpy(), "norm").pvalue > 1e-3
+        assert stats.kstest((added / noise).flatten().numpy(), "norm").pvalue > 1e-3
     else:
-        assert not blur.any()
-    dense = swiss_roll_curve(places(20_000))
+        assert not added.any()
+    dense = swiss_roll_curve(midpoints(20_000))
     assert float(torch.cdist(on_curve[:50], dense).min(1).values.max()) < 1e-3
 
 
-def test_swiss_roll_takes_every_place_on_the_curve_equally_often():
+def test_swiss_roll_draws_points_of_the_curve_uniformly():
     on_curve = swiss_roll(4_000, Generator().manual_seed(3), 0.0)
-    nearest = torch.cdist(on_curve, swiss_roll_curve(places(2_000))).argmin(1)
+    nearest = torch.cdist(on_curve, swiss_roll_curve(midpoints(2_000))).argmin(1)
     assert stats.kstest((nearest.numpy() + 0.5) / 2_000, "uniform").pvalue > 1e-3
 
 
@@ -134,20 +134,20 @@ def pixels(*shape, levels=200, seed=0):
 
 
 def test_digits_are_all_of_scikit_learns_in_order():
-    data, raw = load_digits(), torch.tensor(load_digits().images)
+    data, raw = load_digits(), torch.tensor(datasets.load_digits().images)
     assert data.train.shape == (1100, 1, 8, 8) and data.test.shape == (697, 1, 8, 8)
     assert torch.equal(torch.cat([data.train, data.test])[:, 0].double(), raw)
     assert data.train.dtype == torch.uint8 and (int(raw.min()), int(raw.max())) == (0, 16)
 
 
 def test_digits_held_out_are_of_every_kind_and_none_is_a_training_image():
-    data, kinds = load_digits(), torch.tensor(load_digits().target)[1100:]
+    data, kinds = load_digits(), torch.tensor(datasets.load_digits().target)[1100:]
     assert int(kinds.bincount(minlength=10).min()) >= 25
     assert float(torch.cdist(data.train.flatten(1).double(), data.test.flatten(1).double()).min()) > 0
 
 
 @pytest.mark.parametrize("data", [load_digits(), standardize(pixels(40, 3, 4, 4), pixels(5, 3, 4, 4, seed=1))])
-def test_scaling_is_to_mean_0_and_variance_1_with_noise_of_one_level(data):
+def test_standardised_data_have_mean_0_and_variance_1_with_noise_of_one_level(data):
     """The mean over u of each pixel's first and second power, by Gauss-Legendre's two points, exact for squares."""
     level = data.train.double()
     nodes = [level + 0.5 - math.sqrt(1 / 12), level + 0.5 + math.sqrt(1 / 12)]
@@ -156,7 +156,7 @@ def test_scaling_is_to_mean_0_and_variance_1_with_noise_of_one_level(data):
     assert float(x.square().mean()) == pytest.approx(1, abs=1e-12)
 
 
-def test_noise_fills_exactly_one_level_evenly():
+def test_dequantisation_noise_fills_exactly_one_level_evenly():
     data = load_digits()
     x = data.held_out_data(Generator().manual_seed(0))
     noise = (x * data.scale + data.shift - data.test).flatten()
@@ -184,24 +184,24 @@ def test_draws_are_training_images_each_equally_often_with_fresh_noise():
     assert len(x.unique()) == x.numel()
 
 
-# Images that are fetched
+# Images that are downloaded
 
 CPU = torch.device("cpu")
-FETCHED = [load_mnist, load_mnist_validation, load_cifar10, load_bark, load_bark_photographs]
+DOWNLOADED = [load_mnist, load_mnist_validation, load_cifar10, load_bark, load_bark_photographs]
 
 
 @pytest.fixture
-def mine(tmp_path, monkeypatch):
+def data_folder(tmp_path, monkeypatch):
     """A folder of our own as DPM_DATA, an empty cache, no network."""
-    monkeypatch.setenv("DPM_DATA", str(tmp_path / "mine"))
+    monkeypatch.setenv("DPM_DATA", str(tmp_path / "data"))
     monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache")
     for name in ("MNIST", "CIFAR10"):
         monkeypatch.setattr(sets, name, "http://127.0.0.1:1/")
-    (tmp_path / "mine").mkdir()
-    for load in FETCHED:
+    (tmp_path / "data").mkdir()
+    for load in DOWNLOADED:
         load.cache_clear()
-    yield tmp_path / "mine"
-    for load in FETCHED:
+    yield tmp_path / "data"
+    for load in DOWNLOADED:
         load.cache_clear()
 
 
@@ -220,13 +220,13 @@ def jpeg(picture):
     return file.getvalue()
 
 
-def test_mnist_is_read_past_the_header_and_split(mine, monkeypatch):
+def test_mnist_is_read_past_the_header_and_split(data_folder, monkeypatch):
     """60 000 training images, each of one grey, its number modulo 251: the first 50 000, then the validation set."""
     numbers = (torch.arange(60_000) % 251).to(torch.uint8)
     test = pixels(7, 1, 28, 28)
     for part, images in (("train", numbers.repeat_interleave(784)), ("t10k", test)):
         content = b"IDX header, 16 b" + images.numpy().tobytes()
-        put(mine / "mnist" / f"{part}-images-idx3-ubyte.gz", gzip.compress(content, 1))
+        put(data_folder / "mnist" / f"{part}-images-idx3-ubyte.gz", gzip.compress(content, 1))
         monkeypatch.setattr(sets, {"train": "MNIST_TRAIN", "t10k": "MNIST_TEST"}[part], sha256(content))
     data, validation = load_mnist(CPU), load_mnist_validation(CPU)
     assert data.train.shape == (50_000, 1, 28, 28) and validation.shape == (10_000, 1, 28, 28)
@@ -237,23 +237,23 @@ def test_mnist_is_read_past_the_header_and_split(mine, monkeypatch):
     assert load_mnist(CPU) is data and data.label == ""
 
 
-def records(images):
-    classes = torch.arange(len(images), dtype=torch.uint8)[:, None]
-    return torch.cat([classes, images.flatten(1)], dim=1).numpy().tobytes()
+def cifar10_records(pictures):
+    classes = torch.arange(len(pictures), dtype=torch.uint8)[:, None]
+    return torch.cat([classes, pictures.flatten(1)], dim=1).numpy().tobytes()
 
 
-def test_cifar10_is_read_from_the_binary_archive(mine, monkeypatch):
+def test_cifar10_is_read_from_the_binary_archive(data_folder, monkeypatch):
     """Also with the mirror beside it."""
     train, test = pixels(10, 3, 32, 32), pixels(2, 3, 32, 32, seed=1)
-    batches = {f"data_batch_{i + 1}": records(train[2 * i : 2 * i + 2]) for i in range(5)}
+    batches = {f"data_batch_{i + 1}": cifar10_records(train[2 * i : 2 * i + 2]) for i in range(5)}
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-        for name, content in {"test_batch": records(test), **dict(reversed(batches.items()))}.items():
+        for name, content in {"test_batch": cifar10_records(test), **dict(reversed(batches.items()))}.items():
             entry = tarfile.TarInfo(f"cifar-10-batches-bin/{name}.bin")
-            entry.effective_sample_size = len(content)
+            entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
-    put(mine / "cifar10" / "cifar-10-binary.tar.gz", packed.getvalue())
-    (mine / "cifar10-jpeg").mkdir()
+    put(data_folder / "cifar10" / "cifar-10-binary.tar.gz", packed.getvalue())
+    (data_folder / "cifar10-jpeg").mkdir()
     with pytest.raises(UserError, match=r"cifar-10-binary.tar.gz: its content has SHA-256"):
         load_cifar10(CPU)
     monkeypatch.setattr(sets, "CIFAR10_PACKED", sha256(packed.getvalue()))
@@ -261,7 +261,7 @@ def test_cifar10_is_read_from_the_binary_archive(mine, monkeypatch):
     assert torch.equal(data.train, train) and torch.equal(data.test, test) and data.label == ""
 
 
-def test_the_jpeg_mirror_of_cifar10_says_so(mine, monkeypatch):
+def test_the_jpeg_mirror_of_cifar10_says_so(data_folder, monkeypatch):
     """One image a class, of one colour each, so that JPEG hardly changes it."""
     colours = torch.tensor([[200, 30, 30], [30, 200, 30], [30, 30, 200]], dtype=torch.uint8)
     train = colours[:, :, None, None].expand(3, 3, 32, 32)
@@ -271,13 +271,13 @@ def test_the_jpeg_mirror_of_cifar10_says_so(mine, monkeypatch):
         with zipfile.ZipFile(packed, "w") as archive:
             for kind, file in zip("abc", files):  # noqa: B905
                 archive.writestr(f"{part}/{kind}/0000.jpg", file)
-        put(mine / "cifar10-jpeg" / f"{part}.zip", packed.getvalue())
+        put(data_folder / "cifar10-jpeg" / f"{part}.zip", packed.getvalue())
         monkeypatch.setattr(sets, constant, sha256(*files))
     data = load_cifar10(CPU)
     assert data.train.shape == (3, 3, 32, 32) and data.test.shape == (2, 3, 32, 32)
     assert int((data.train.int() - train.int()).abs().max()) <= 3
     assert data.label == "JPEG mirror, not comparable"
-    (mine / "cifar10-jpeg" / "test.zip").unlink()
+    (data_folder / "cifar10-jpeg" / "test.zip").unlink()
     load_cifar10.cache_clear()
     with pytest.raises(
         UserError, match=r"^cannot use [^\n]*test.zip: No such file or directory; put a whole copy there"
@@ -285,14 +285,14 @@ def test_the_jpeg_mirror_of_cifar10_says_so(mine, monkeypatch):
         load_cifar10(CPU)
 
 
-def test_bark_holds_out_the_last_fifth_of_each_species(mine, monkeypatch):
+def test_bark_holds_out_the_last_fifth_of_each_species(data_folder, monkeypatch):
     """Ten photographs a species, each of one grey: the last two are held out."""
     files, greys = [], {}
     for s, species in enumerate(BARK):
         for i in range(10):
             level = 6 * (10 * s + i)
             files.append(jpeg(torch.full((3, 404, 303), level, dtype=torch.uint8)))
-            put(mine / "bark" / species / f"IMG_{i}.JPG", files[-1])
+            put(data_folder / "bark" / species / f"IMG_{i}.JPG", files[-1])
             greys.setdefault(i >= 8, []).append(level)
     with pytest.raises(
         UserError, match=r"^cannot use [^\n]*bark: its content [^\n]*; put whole copies of cananga_odorata"
@@ -305,7 +305,7 @@ def test_bark_holds_out_the_last_fifth_of_each_species(mine, monkeypatch):
     data = load_bark(CPU)
     assert data.train[::24, 0, 0, 0].tolist() == greys[False] and data.test[::24, 0, 0, 0].tolist() == greys[True]
     assert data.train.shape == (768, 1, 64, 64) and data.test.dtype == torch.uint8
-    (mine / "bark" / BARK[2] / "IMG_3.JPG").unlink()
+    (data_folder / "bark" / BARK[2] / "IMG_3.JPG").unlink()
     load_bark_photographs.cache_clear()
     with pytest.raises(UserError, match="its content has SHA-256"):
         load_bark_photographs(CPU)
@@ -315,7 +315,7 @@ def test_grey_is_the_luma_of_itu_r_601():
     colours = pixels(3, 8, 9, levels=256)
     file = io.BytesIO()
     Image.fromarray(colours.permute(1, 2, 0).numpy()).save(file, "PNG")  # keeps every level
-    grey, colour = images.decode_pictures([file.getvalue()], "L"), images.decode_pictures([file.getvalue()] * 2, "RGB")
+    grey, colour = decode_pictures([file.getvalue()], "L"), decode_pictures([file.getvalue()] * 2, "RGB")
     assert torch.equal(colour[1], colours) and grey.shape == (1, 1, 8, 9)
     luma = torch.tensordot(torch.tensor([0.299, 0.587, 0.114]), colours.float(), dims=1)
     assert float((grey[0, 0] - luma).abs().max()) < 0.51
@@ -344,10 +344,10 @@ def test_patches_tile_the_middle_of_each_photograph(height, width, size):
         (load_bark, "bark/cananga_odorata"),
     ],
 )
-def test_a_set_that_is_nowhere_is_one_clear_line(mine, load, name):
+def test_a_set_that_is_nowhere_is_one_clear_line(data_folder, load, name):
     with pytest.raises(UserError, match=rf"^[^\n]*; [^\n]*set DPM_DATA to a folder that holds {name}[^\n]*$"):
         load(CPU)
-    assert not [path for path in mine.parent.rglob("*") if path.is_file()]
+    assert not [path for path in data_folder.parent.rglob("*") if path.is_file()]
 
 
 def needs(name):
@@ -527,8 +527,8 @@ def test_patches_of_colour_images_tile_them():
     assert torch.equal(extract_patches(images, 2), torch.stack(expected))
 
 
-def test_squares_of_all_photographs(monkeypatch):
+def test_bark_squares_are_of_all_photographs(monkeypatch):
     photographs = torch.arange(12).to(torch.uint8)[:, None, None, None].expand(12, 1, 5, 4)
     monkeypatch.setattr(sets, "load_bark_photographs", lambda device: (photographs, photographs))
-    monkeypatch.setattr(sets, "load_bark", lambda device: images.ImageDataset(photographs, photographs, 0.0, 1.0))
+    monkeypatch.setattr(sets, "load_bark", lambda device: ImageDataset(photographs, photographs, 0.0, 1.0))
     assert sets.load_bark_squares(Generator(), 3).shape == (12, 1, 3, 3)

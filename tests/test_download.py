@@ -1,4 +1,4 @@
-"""Files that are fetched: from DPM_DATA first, else once from a server of this test's own; nothing bad is ever kept."""
+"""Downloads: from DPM_DATA first, else once from a server of this test's own; nothing bad is ever kept."""
 
 import errno
 import gzip
@@ -139,8 +139,8 @@ def test_a_page_that_is_gone_is_one_clear_line(server, cache):
 
 def test_a_full_disk_leaves_nothing(server, cache, monkeypatch):
     class Full(pooch.HTTPDownloader):
-        def __call__(self, url, aside, *_):
-            Path(aside).write_bytes(PACKED[:100])
+        def __call__(self, url, temporary, *_):
+            Path(temporary).write_bytes(PACKED[:100])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(pooch, "HTTPDownloader", Full)
@@ -163,10 +163,10 @@ def test_the_name_is_given_only_when_the_content_is_checked(server, cache, monke
         seen.append((path.name, (cache / "set" / "set.gz").exists()))
         return read_contents(path, *rest)
 
-    monkeypatch.setattr("dpm.fetch.contents", noted)
+    monkeypatch.setattr("dpm.data.download.read_contents", noted)
     get(server.url)
-    (aside, early), (name, late) = seen
-    assert aside != "set.gz" and not early
+    (temporary, early), (name, late) = seen
+    assert temporary != "set.gz" and not early
     assert name == "set.gz" and late
 
 

@@ -1,8 +1,6 @@
-"""A row of Table 1 on a tiny case, by other routes; what it lacks; what made it."""
+"""A row of Tables 1 and 2 on a tiny case, by other routes; what it lacks of the ideal; what it is compared with."""
 
 import math
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +9,11 @@ import torch
 from scipy import stats
 from torch import Generator
 
-from dpm import evaluation, profiling
+from dpm import evaluation
 from dpm.bound import evaluate, step_kl, trajectory_K
-from dpm.data import images, sets, synthetic
-from dpm.data.synthetic import heartbeat_sequences
+from dpm.data.images import ImageDataset, extract_patches, standardize
+from dpm.data.sets import load_digits
+from dpm.data.synthetic import ROLL_NOISE, heartbeat, heartbeat_sequences, swiss_roll
 from dpm.entropy import log_marginal_density
 from dpm.errors import UserError
 from dpm.evaluation import (
@@ -27,20 +26,18 @@ from dpm.evaluation import (
     parzen_table,
     stderr_of_draws,
 )
-from dpm.experiments.heartbeat import heartbeat_forward
+from dpm.experiments.heartbeat import LENGTH, heartbeat_forward
 from dpm.experiments.registry import EXPERIMENTS, build_model, load_model
 from dpm.forward import BernoulliForward
 from dpm.ideal import IdealReverse, enumerate_ideal_K
-from dpm.networks.denoisers import BinomialDenoiser
-from dpm.profiling import count_macs
-from dpm.provenance import git_revision, provenance
-from dpm.reverse import DiffusionModel, VPrediction
+from dpm.networks.layers import mlp
+from dpm.reverse import BitX0Prediction, DiffusionModel
 from dpm.schedules import FixedSchedule, linear_alpha_bar
 from dpm.units import mean_and_stderr, to_bits
 
 
-def test_held_out_is_fresh_for_every_seed():
-    tiny = replace(EXPERIMENTS["swiss_roll"], held_out=lambda generator: synthetic.swiss_roll(7, generator))
+def test_held_out_data_are_fresh_for_every_seed():
+    tiny = replace(EXPERIMENTS["swiss_roll"], held_out_data=lambda generator: swiss_roll(7, generator))
     a, again, other = held_out_data(tiny, 0), held_out_data(tiny, 0), held_out_data(tiny, 1)
     assert a.shape == (7, 2) and torch.equal(a, again) and not torch.equal(a, other)
     assert not any(torch.equal(a, tiny.draw(7, Generator().manual_seed(seed))) for seed in range(100))
@@ -52,12 +49,12 @@ def tiny():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = DiffusionModel(
-            FixedSchedule(linear_alpha_bar(10)), heartbeat_forward, VPrediction(BinomialDenoiser(20, 8, 1))
+            FixedSchedule(linear_alpha_bar(10)), heartbeat_forward, BitX0Prediction(mlp(1 + LENGTH, 8, 1, LENGTH))
         )
-    return replace(EXPERIMENTS["heartbeat"], held_out=lambda generator: synthetic.heartbeat(200, generator)), model
+    return replace(EXPERIMENTS["heartbeat"], held_out_data=lambda generator: heartbeat(200, generator)), model
 
 
-def test_report_is_the_row_of_table_1(tiny):
+def test_evaluate_experiment_is_the_row_of_table_1(tiny):
     experiment, model = tiny
     row = evaluate_experiment(experiment, model, seed=4)
     assert row.keys() == {
@@ -95,31 +92,31 @@ def test_what_K_lacks_is_split_in_three(tiny):
     assert lost["training"] == row["gap_bits"]
     assert min(lost.values()) > 0
     torch.manual_seed(0)
-    x1 = torch.bernoulli(q.marginal(points, torch.ones(5, dtype=torch.long)).probs.expand(2_000, 5, 20).flatten(0, 1))
+    x1 = torch.bernoulli(q.marginal(points, 1).mean.expand(2_000, 5, 20).flatten(0, 1))
     after = -to_bits(log_marginal_density(q, points, x1, 1)).mean()
     assert lost["edge"] == pytest.approx(float(after) - math.log2(5), abs=5 * row["edge_stderr_bits"] + 0.1)
 
 
-def test_edge_step_of_the_roll_loses_the_entropy_of_its_blur():
-    """H(X¹) − H(X⁰) of the curve, by its width alone: it goes up by ½log(1 + β₁/noise²), where β₁ blurs it across."""
+def test_edge_step_of_the_roll_loses_the_entropy_of_its_noise():
+    """H(X¹) − H(X⁰) of the curve, by its width alone: it goes up by ½log(1 + β₁/noise²), by the noise of β₁ across it."""
     experiment = EXPERIMENTS["swiss_roll"]
     q, x0 = experiment.forward_process(40), held_out_data(experiment, 0)[:4_000]
     lost, error = mean_and_stderr(edge_step_loss(experiment.ideal, q, x0, Generator().manual_seed(0)))
-    assert lost == pytest.approx(0.5 * math.log1p(1e-4 / synthetic.ROLL_NOISE**2), abs=5 * error + 2e-3)
+    assert lost == pytest.approx(0.5 * math.log1p(1e-4 / ROLL_NOISE**2), abs=5 * error + 2e-3)
     assert error < 0.02
 
 
-def test_report_on_more_samples_than_it_compares(tiny, monkeypatch):
-    """K over all of them, in pieces; the gap to the optimum on the first alone, where both meet the same noise."""
+def test_evaluation_of_more_samples_than_it_compares(tiny, monkeypatch):
+    """K over all of them, in batches; the gap to the ideal model on the first alone, where both meet the same noise."""
     experiment, model = tiny
     whole = evaluate_experiment(experiment, model, seed=4)
     monkeypatch.setattr(evaluation, "N_COMPARED", 60)
     row = evaluate_experiment(experiment, model, seed=4)
     first = held_out_data(experiment, 4)[:60]
-    best, own = (
+    ideal, own = (
         evaluate(p, model.forward_process(), first, Generator().manual_seed(4)).K for p in (experiment.ideal, model.p)
     )
-    gap = to_bits(best - own).detach().numpy()
+    gap = to_bits(ideal - own).detach().numpy()
     assert (row["gap_bits"], row["gap_stderr_bits"]) == pytest.approx((gap.mean(), stats.sem(gap)), abs=1e-10)
     assert row["held_out"] == 200 and row["K_bits"] != pytest.approx(float(to_bits(own).mean()), abs=1e-6)
     assert row["K_stderr_bits"] == pytest.approx(whole["K_stderr_bits"], rel=0.3)  # as of 200 samples, not of 60
@@ -130,32 +127,6 @@ def test_report_on_more_samples_than_it_compares(tiny, monkeypatch):
     )
 
 
-def test_provenance_says_what_made_a_result(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["dpm", "train", "heartbeat"])
-    about = provenance(3, torch.device("cpu"))
-    assert about.keys() == {"command", "seed", "device", "versions", "revision", "date"}
-    assert about["command"] == "dpm train heartbeat" and about["seed"] == 3 and about["device"].startswith("cpu")
-    assert about["versions"]["torch"] == torch.__version__
-
-
-def test_revision_marks_a_changed_source_and_survives_without_git(monkeypatch):
-    def git(changed):
-        def answer(command, **options):
-            return subprocess.CompletedProcess(command, 0, stdout=changed if "status" in command else "abc1234\n")
-
-        return answer
-
-    for changed, expected in (("", "abc1234"), (" M dpm/bound.py\n", "abc1234+")):
-        monkeypatch.setattr(results.subprocess, "run", git(changed))
-        assert git_revision() == expected
-
-    def missing(command, **options):
-        raise FileNotFoundError
-
-    monkeypatch.setattr(results.subprocess, "run", missing)
-    assert git_revision() == "unknown"
-
-
 # Pictures
 
 
@@ -163,12 +134,12 @@ def test_revision_marks_a_changed_source_and_survives_without_git(monkeypatch):
 def small():
     """Twelve held-out digits over 30 steps, and an untrained model of them."""
     experiment = EXPERIMENTS["digits"]
-    model = build_model(experiment.settings["ours"])
+    model = build_model(experiment.settings["best"])
     model.schedule = FixedSchedule(experiment.forward_process(30).beta)
-    return replace(experiment, held_out=lambda generator: sets.load_digits().held_out_data(generator)[:12]), model
+    return replace(experiment, held_out_data=lambda generator: load_digits().held_out_data(generator)[:12]), model
 
 
-def test_report_on_pictures_is_in_bits_a_pixel(small, monkeypatch):
+def test_evaluation_of_pictures_is_in_bits_per_pixel(small, monkeypatch):
     """Untrained, the model keeps π: K − L_null is 0 but for the data that π does not know; and K is that of all t."""
     experiment, model = small
     monkeypatch.setattr(evaluation, "N_EVALUATIONS", 12 * 29)
@@ -179,10 +150,10 @@ def test_report_on_pictures_is_in_bits_a_pixel(small, monkeypatch):
     assert row["K_bits"] == pytest.approx(float(K.mean()), abs=4 * row["K_stderr_bits"])
     assert row["L_null_bits"] == pytest.approx(float(stats.norm.logpdf(x0).mean()) / math.log(2), abs=1e-9)
     assert row["K_minus_L_null_bits"] == pytest.approx(row["K_bits"] - row["L_null_bits"], abs=1e-12)
-    assert row["bits_per_dimension"] == pytest.approx(math.log2(sets.load_digits().scale) - row["K_bits"], abs=1e-12)
+    assert row["bits_per_dimension"] == pytest.approx(math.log2(load_digits().scale) - row["K_bits"], abs=1e-12)
 
 
-def test_report_on_pictures_in_pieces_is_the_same_in_the_mean(small, monkeypatch):
+def test_evaluation_of_pictures_in_batches_is_the_same_in_the_mean(small, monkeypatch):
     experiment, model = small
     monkeypatch.setattr(evaluation, "N_EVALUATIONS", 12 * 10)
     whole = evaluate_experiment(experiment, model, seed=1)
@@ -192,8 +163,8 @@ def test_report_on_pictures_in_pieces_is_the_same_in_the_mean(small, monkeypatch
     assert row["K_bits"] == pytest.approx(whole["K_bits"], abs=5 * whole["K_stderr_bits"])
 
 
-def test_the_error_of_the_draws_is_what_other_draws_change(small, monkeypatch):
-    """K of the same pictures with the noise of forty other generators spreads as one report says it would."""
+def test_stderr_of_draws_is_what_other_draws_change(small, monkeypatch):
+    """K of the same pictures with the noise of forty other generators spreads as one evaluation says it would."""
     experiment, model = small
     monkeypatch.setattr(evaluation, "N_EVALUATIONS", 12 * 5)
     x0 = experiment.draw(60, Generator().manual_seed(0))
@@ -207,18 +178,7 @@ def test_the_error_of_the_draws_is_what_other_draws_change(small, monkeypatch):
     assert row["K_stderr_bits"] == pytest.approx(abs(float(both.mean(0)[:10].mean() - both.mean(0)[10:].mean())) / 2)
 
 
-def test_pace_counts_samples_and_products(small, monkeypatch):
-    """A gradient costs twice its value: at a peak of six times a sample's products a second, one a second is a half."""
-    experiment, model = small
-    x0 = experiment.draw(1, Generator().manual_seed(0))
-    adds, _ = count_macs(model.p, model.forward_process(), x0, torch.tensor([2]))
-    monkeypatch.setattr(evaluation, "peak", lambda device, precision: 6.0 * adds)
-    for processes, fraction in ((1, 0.5), (2, 0.25)):
-        found = profiling.throughput(model, x0, 30, 30.0, torch.float32, processes)
-        assert found == pytest.approx({"samples_per_second": 1.0, "fraction_of_peak": fraction})
-
-
-def test_rivals_are_measured_on_all_that_is_held_out(monkeypatch):
+def test_density_baselines_are_measured_on_all_that_is_held_out(monkeypatch):
     """The Gaussian of 8×8 patches against scipy's, on pictures of four patches each; the MCGSM as it starts; and K of
     an untrained model above it, on the same pictures."""
     monkeypatch.setattr(evaluation, "fit_mcgsm", lambda mcgsm, windows, generator: mcgsm)
@@ -226,12 +186,12 @@ def test_rivals_are_measured_on_all_that_is_held_out(monkeypatch):
     train, test = (
         torch.randint(0, 256, (n, 1, 16, 16), generator=Generator().manual_seed(n), dtype=torch.uint8) for n in (50, 6)
     )
-    images = images.standardize(train, test)
-    model = build_model(EXPERIMENTS["digits"].settings["ours"])
+    images = standardize(train, test)
+    model = build_model(EXPERIMENTS["digits"].settings["best"])
     row = density_baselines(images, model, Generator().manual_seed(3))
     generator = Generator().manual_seed(3)
     x, y = images.draw(400, generator), images.held_out_data(generator)
-    x, y = (images.extract_patches(z, 8).flatten(1).numpy() for z in (x, y))
+    x, y = (extract_patches(z, 8).flatten(1).numpy() for z in (x, y))
     law = stats.multivariate_normal(x.mean(0), np.cov(x.T, bias=True))
     by_picture = law.logpdf(y).reshape(6, 4).mean(1) / 64 / math.log(2)
     assert row["gaussian_bits"] == pytest.approx(by_picture.mean(), abs=1e-9)
@@ -244,7 +204,7 @@ def test_rivals_are_measured_on_all_that_is_held_out(monkeypatch):
 
 def test_parzen_table_tells_where_samples_and_digits_part():
     """The shipped 8×8 digits: number counts, what is redrawn from little noise loses little, and K's terms add up."""
-    small, model, q = sets.load_digits(), load_model("digits", "ours"), EXPERIMENTS["digits"].forward_process(50)
+    small, model, q = load_digits(), load_model("digits", "best"), EXPERIMENTS["digits"].forward_process(50)
     brighter = {name: getattr(small, name) * 15 for name in ("train", "test", "shift", "scale")}  # of 256 levels
     images = replace(small, **brighter)
     validation = images.test[:100]
@@ -261,10 +221,10 @@ def test_parzen_table_tells_where_samples_and_digits_part():
         assert bits == pytest.approx(float(to_bits(terms).mean()), rel=0.1)
 
 
-def test_parzen_row_takes_pictures_back_to_shades():
-    """By loops over a few pictures, at the window that is best for the validation pictures."""
+def test_parzen_row_takes_pictures_back_to_the_unit_interval():
+    """By loops over a few pictures, at the bandwidth that is best for the validation pictures."""
     levels = torch.randint(0, 256, (12, 1, 2, 2), generator=Generator().manual_seed(0), dtype=torch.uint8)
-    images = images.standardize(levels[:4], levels[4:8])
+    images = standardize(levels[:4], levels[4:8])
     samples = images.dequantize(levels[:4], Generator().manual_seed(1))
     row = parzen_row(images, samples, levels[8:])
     shades = (samples * images.scale + images.shift - 0.5).clamp(0, 255).flatten(1).numpy() / 255
@@ -281,7 +241,7 @@ def test_parzen_row_takes_pictures_back_to_shades():
 
 
 def test_pictures_say_their_label_shift_and_scale():
-    images = images.ImageDataset(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2), 120.0, 64.0, "JPEG")
+    images = ImageDataset(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2), 120.0, 64.0, "JPEG")
     assert evaluation.image_units(images, 3.0) == {
         "bits_per_dimension": 5.0,
         "shift_levels": 120.0,
@@ -294,17 +254,17 @@ def test_parzen_takes_the_first_thousand(monkeypatch):
     seen = []
     monkeypatch.setattr(evaluation, "parzen", lambda *x: seen.extend(map(len, x)) or (1.0, torch.zeros(2)))
     levels = torch.zeros(1200, 1, 2, 2).to(torch.uint8)
-    evaluation.parzen_row(images.ImageDataset(levels, levels, 0.0, 1.0), levels[:5].double(), levels)
+    evaluation.parzen_row(ImageDataset(levels, levels, 0.0, 1.0), levels[:5].double(), levels)
     assert seen == [5, 1000, 1200]
 
 
 def test_too_few_digits_are_refused():
     for n in (7, 1101):
         with pytest.raises(UserError, match="-n"):
-            evaluation.parzen_table(sets.load_digits(), None, None, None, n, Generator())
+            evaluation.parzen_table(load_digits(), None, None, None, n, Generator())
 
 
-def test_the_edge_is_lost_for_data_that_pi_does_not_know_too():
+def test_edge_step_loss_of_data_whose_moments_are_not_the_prior_s():
     q, points = BernoulliForward(linear_alpha_bar(4), 0.1), heartbeat_sequences(4, 4)
     states = torch.cartesian_prod(*[torch.tensor([0.0, 1.0]).double()] * 4)
     log_step = q.transition(points, 1).log_prob(states[:, None]).sum(-1).T  # [x0, x1]

@@ -1,4 +1,4 @@
-"""Figures show what they were given, and moving pictures need nothing but themselves."""
+"""Figures show what they were given."""
 
 import io
 
@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Generator
 
-from dpm import figures, player
+from dpm import figures
 
 
 @pytest.fixture
@@ -16,11 +16,7 @@ def points():
     return torch.randn(50, 2, generator=Generator().manual_seed(0), dtype=torch.float64)
 
 
-def frames(points, count):
-    return figures.plot_point_frames([points * (k + 1) / count for k in range(count)], lambda k: f"t = {k}")
-
-
-def test_a_picture_shows_itself_in_a_notebook(points):
+def test_a_figure_shows_itself_in_a_notebook(points):
     picture = Image.open(io.BytesIO(figures.plot_swiss_roll_samples(points)._repr_png_()))
     assert picture.format == "PNG" and picture.getextrema() != ((255, 255),) * 4
 
@@ -33,7 +29,7 @@ def test_every_axis_has_a_label_and_the_points_it_was_given(points):
     assert figure.axes[0].get_ylabel()
 
 
-def test_a_point_keeps_its_colour_from_cloud_to_cloud(points):
+def test_coloured_points_keep_their_colour_from_set_to_set(points):
     place = torch.linspace(-2, 2, 50)
     figure = figures.plot_coloured_points([points, -points], place, ["before", "after"])
     for axes, x in zip(figure.axes, (points, -points), strict=True):
@@ -54,7 +50,7 @@ def test_bits_are_drawn_one_sequence_a_row():
     assert figure.axes[0].images[0].get_array().shape == (4, 6)
 
 
-def test_pictures_side_by_side_share_the_greys_of_the_first():
+def test_images_to_scale_share_the_greys_of_the_first():
     """Figures 4 and 5."""
     ramp = torch.linspace(-1, 1, 101, dtype=torch.float64).expand(1, 101, 101)
     figure = figures.plot_images_to_scale({"one": ramp, "half": ramp / 2})
@@ -64,30 +60,12 @@ def test_pictures_side_by_side_share_the_greys_of_the_first():
     assert torch.allclose(half, 0.5 + ramp[0] / 2 / (2 * 0.98))  # 0.98: the 99th percentile
 
 
-def test_player_holds_every_frame_and_nothing_from_outside(points):
-    page = player.player(frames(points, 5), "t", "points <spread>").data
-    assert page.count("data:image/png;base64,") == 6  # five, and the first once more, shown before any script runs
-    assert 'alt="points &lt;spread&gt;"' in page and 'max="4"' in page
-    assert "http" not in page
-
-
-def test_player_gives_the_same_bytes_twice(points):
-    first, second = (player.player(frames(points, 3), "t", "points").data for _ in range(2))
-    assert first == second
-    assert first != player.player(frames(2 * points, 3), "t", "points").data
-
-
-def test_a_moving_player_minds_a_wish_for_less_motion(points):
-    still, moving = (player.player(frames(points, 2), "t", "points", moving=m).data for m in (False, True))
-    assert "if (false &&" in still and "if (true && !matchMedia" in moving
-
-
 def test_fewer_colours_make_a_smaller_file(points):
     figure = figures.plot_swiss_roll_samples(points)
     assert len(figures.to_png(figure, colours=32)) < len(figures.to_png(figure))
 
 
-def test_a_ruler_has_a_row_a_number_and_a_second_unit():
+def test_two_units_have_a_row_per_number_and_a_second_axis():
     figure = figures.plot_in_two_units(
         {"a": 1.0, "b": 3.0}, "here", "there", lambda x: 2 * x, lambda x: x / 2, 2.0, stray=["b"]
     )
@@ -117,7 +95,7 @@ def test_image_grid_shows_every_picture_on_one_scale():
 
 
 @pytest.mark.parametrize(("n", "channels"), [(1, 1), (4, 3)])
-def test_restoration_puts_each_set_in_its_row_or_column(n, channels):
+def test_restorations_put_each_set_in_its_row_or_column(n, channels):
     """Figure 3."""
     sets = [torch.rand(n, channels, 3, 3, generator=torch.Generator().manual_seed(k)) for k in range(3)]
     figure = figures.plot_restorations(*sets)
@@ -142,7 +120,7 @@ def test_lost_bits_are_stacked():
     ]
 
 
-def test_rates_draw_levels_and_costs():
+def test_schedules_draw_noise_variances_and_costs_of_steps():
     level, cost = torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0.3, 0.2])
     (figure,) = figures.plot_schedules([level], [cost], ["one"])
     left, right = figure.axes
@@ -157,7 +135,7 @@ def area(stairs):
     return float(((values - (0 if baseline is None else baseline)) * np.diff(edges)).sum())
 
 
-def test_a_trap_keeps_sums_over_steps_as_areas():
+def test_entropy_bounds_of_chain_keep_sums_over_steps_as_areas():
     """(24): on the right T times nats over t/T."""
     low, value, high = (torch.tensor(side) for side in ([0.0, 1.0, 2.0], [0.5, 1.5, 2.5], [1.0, 3.0, 2.5]))
     left, right = figures.plot_entropy_bounds_of_chain(low, value, high, "T = 3", reach=10, density=8).axes
@@ -168,13 +146,13 @@ def test_a_trap_keeps_sums_over_steps_as_areas():
     assert np.allclose(exact.get_data().values, value) and top == 10
 
 
-def test_a_trap_that_fails_shows_the_upper_side_below():
+def test_entropy_bounds_that_fail_show_the_upper_bound_below():
     low, value, high = torch.tensor([0.0, 2.0]), torch.tensor([0.5, 2.2]), torch.tensor([1.0, 1.9])
     bottom, _ = figures.plot_entropy_bounds_of_chain(low, value, high, "", reach=10, density=8).axes[1].get_ylim()
     assert np.isclose(bottom, -0.2)
 
 
-def test_an_unrolled_posterior_is_in_units_of_the_first_account(points):
+def test_posterior_along_curve_is_in_units_of_the_first_account(points):
     exact, counted = torch.tensor([0.1, 0.5, 0.4]), torch.tensor([0.2, 0.25, 0.55])
     figure = figures.plot_posterior_along_curve(
         points, points[:10], (0.0, 0.5), 0.6, {"exact": exact, "samples": counted}, "s"
@@ -186,13 +164,13 @@ def test_an_unrolled_posterior_is_in_units_of_the_first_account(points):
     assert np.allclose([stairs.get_data().values for stairs in right.patches], [exact / 0.5, counted / 0.5])
 
 
-def test_posteriors_stand_two_a_row(points):
+def test_posteriors_stand_two_in_a_row(points):
     figure = figures.plot_posteriors(points, [points] * 4, list("abcd"), (0.0, None))
     rows = {axes.get_subplotspec().rowspan.start for axes in figure.axes}
     assert rows == {0, 1} and [axes.get_title() for axes in figure.axes] == list("abcd")
 
 
-def test_a_melting_law_has_its_rate_marked():
+def test_reverse_law_has_its_beta_marked():
     u = torch.linspace(-1, 1, 5)
     betas, losses = [0.1, 0.01], torch.tensor([1e-2, 1e-5])
     left, right = figures.plot_reverse_law(u, u.square(), u.abs(), betas, losses, 1, "β").axes
@@ -203,12 +181,12 @@ def test_a_melting_law_has_its_rate_marked():
 
 
 def test_pairs_of_bars_are_as_long_as_their_values():
-    figure = figures.plot_paired_bars({"one": (1.0, 2.0), "two": (3.0, 4.0)}, ("paper", "ours"), "bits")
+    figure = figures.plot_paired_bars({"one": (1.0, 2.0), "two": (3.0, 4.0)}, ("paper", "best"), "bits")
     assert [bar.get_width() for bar in figure.axes[0].patches] == [1, 3, 2, 4]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["one", "two"]
 
 
-def test_a_strip_shows_each_picture_at_its_own_size_and_scale():
+def test_images_are_shown_each_at_its_own_size_and_scale():
     """Figure D.1: pictures pooled to several scales."""
     large, small = torch.arange(16.0).view(1, 4, 4), torch.tensor([[[1.0, 2.0], [4.0, 5.0]]])
     figure = figures.plot_images({"large": large, "small": small})
@@ -218,24 +196,24 @@ def test_a_strip_shows_each_picture_at_its_own_size_and_scale():
         assert torch.allclose(shown, image[0])
 
 
-def strip_below(figure):
-    """Lines over t and their dots, of a moment's lower panel."""
+def lines_below(figure):
+    """Lines over t and their dots, in the lower panel."""
     lines = figure.axes[1].lines
     return [line.get_ydata() for line in lines[::2]], [tuple(dot.get_xydata()[0]) for dot in lines[1::2]]
 
 
-def test_a_moment_of_the_roll_has_its_points_colours_and_dots(points):
+def test_swiss_roll_at_t_has_its_points_colours_and_dots(points):
     place, level = torch.linspace(0, 1, 50), torch.tensor([1.0, 0.6, 0.1])
     figure = figures.plot_swiss_roll_at(points, place, 1, {"signal": level, "noise": 1 - level}, "share")
     (dots,) = figure.axes[0].collections
     assert np.allclose(dots.get_offsets(), points) and np.allclose(dots.get_array(), place)
     assert figure.axes[0].get_title() == "t = 1" and figure.axes[1].get_ylabel() == "share"
-    lines, marks = strip_below(figure)
+    lines, marks = lines_below(figure)
     assert np.allclose(lines, [level, 1 - level]) and np.allclose(marks, [(1, 0.6), (1, 0.4)])
     assert [text.get_text() for text in figure.axes[1].get_legend().get_texts()] == ["signal", "noise"]
 
 
-def test_arrows_of_a_moment_keep_their_direction_and_fit_their_cells(points):
+def test_arrows_of_a_vector_field_keep_their_direction_and_fit_their_cells(points):
     axis = torch.linspace(-3, 3, 7)  # a cell is 1 wide
     grid = torch.cartesian_prod(axis, axis)
     drift = -0.01 * grid
@@ -251,33 +229,13 @@ def test_arrows_of_a_moment_keep_their_direction_and_fit_their_cells(points):
     assert drift.norm(dim=1)[cut].min() >= drift.norm(dim=1)[~cut].max()
 
 
-def test_a_moment_of_bits_tells_ones_of_the_data_from_others():
+def test_heartbeat_at_t_tells_ones_of_the_data_from_others():
     bits, data = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]])
     figure = figures.plot_heartbeat_at(bits, data, 2, {"": torch.tensor([0.0, 0.5, 1.0])}, "share")
     (image,) = figure.axes[0].images
     assert image.cmap.colors[1:] == [figures.BLUE, figures.ORANGE]
     assert np.array_equal(image.get_array(), [[0, 1], [2, 0]]) and image.get_clim() == (0, 2)
-    assert strip_below(figure)[1] == [(2, 1)] and figure.axes[1].get_legend() is None
-
-
-def test_controls_recompute_the_figure():
-    def line(height: float, over: int):
-        return figures.plot_curves([0, 1], {"": torch.tensor([0.0, height])}, "x", str(over))
-
-    box = player.controls(line, height=(1, 2, 3), over=(4, 5))
-    height, over, image = box.children
-    assert (height.value, over.value) == (2, 5) and bytes(image.value) == figures.to_png(line(2, 5))
-    over.value = 4
-    height.value = 3
-    assert bytes(image.value) == figures.to_png(line(3, 4))
-
-
-def test_controls_refuse_a_slider_that_changes_nothing():
-    def line(height: float, idle: int):
-        return figures.plot_curves([0, 1], {"": torch.tensor([0.0, height])}, "x", "y")
-
-    with pytest.raises(ValueError, match="idle"):
-        player.controls(line, height=(1, 2), idle=(1, 2))
+    assert lines_below(figure)[1] == [(2, 1)] and figure.axes[1].get_legend() is None
 
 
 def test_type_can_be_read_on_a_telephone(points):
@@ -298,7 +256,7 @@ def test_type_can_be_read_on_a_telephone(points):
                 assert text.get_fontsize() * figure.dpi / 72 * shown >= 9
 
 
-def test_areas_of_split_costs_are_bits():
+def test_areas_of_step_costs_are_bits():
     """Bars touch, their widths are steps of the level, and what is lost stands upon what is restored."""
     level, restored, lost = torch.tensor([-2.0, 0.0, 3.0]), torch.tensor([4.0, 6.0]), torch.tensor([1.0, 3.0])
     (axes,) = figures.plot_step_costs(level, restored, lost, "T = 3", 4.0).axes
@@ -330,8 +288,8 @@ def test_of_many_samples_of_bits_a_hundred_are_shown():
     assert axes.images[0].get_array().shape == (100, 3) and axes.get_title().startswith("100 samples")
 
 
-def test_values_stand_at_the_ends_of_bars_with_two_digits():
-    (axes,) = figures.plot_paired_bars({"one": (1.234, -2.0)}, ("paper", "ours"), "bits").axes
+def test_values_stand_at_the_ends_of_paired_bars_with_two_digits():
+    (axes,) = figures.plot_paired_bars({"one": (1.234, -2.0)}, ("paper", "best"), "bits").axes
     assert [text.get_text() for text in axes.texts] == ["1.23", "-2.00"]
     assert axes.yaxis_inverted()
 
@@ -354,6 +312,6 @@ def test_the_first_row_of_lost_bits_is_above():
     assert figures.plot_lost_bits({"one": row, "two": row}, "bits").axes[0].yaxis_inverted()
 
 
-def test_levels_are_drawn_from_t_1():
+def test_noise_variances_are_drawn_from_t_1():
     (figure,) = figures.plot_schedules([torch.tensor([0.1, 0.5, 0.9])], [torch.tensor([0.3, 0.2])], ["one"])
     assert figure.axes[0].lines[0].get_xdata().tolist() == [1, 2, 3]

@@ -20,8 +20,8 @@ def no_space(*_):
 def test_tensors_come_back_bit_for_bit(tmp_path):
     tensors = {"a": torch.randn(3, 4, dtype=torch.float64), "b.c": torch.arange(5)}
     write_tensors(tmp_path / "deep" / "x.safetensors", tensors, {"step": "7"})
-    back, about = read_tensors(tmp_path / "deep" / "x.safetensors")
-    assert about == {"step": "7"} and back.keys() == tensors.keys()
+    back, metadata = read_tensors(tmp_path / "deep" / "x.safetensors")
+    assert metadata == {"step": "7"} and back.keys() == tensors.keys()
     assert all(torch.equal(back[name], tensors[name]) for name in tensors)
 
 
@@ -104,7 +104,7 @@ def test_a_pickle_is_never_unpickled(tmp_path):
 
 @pytest.mark.parametrize("header", ["a cat", "[]"])
 def test_a_header_that_others_wrote_is_refused(tmp_path, header):
-    save_file({"a": torch.zeros(2)}, tmp_path / "x", metadata={"about": header})
+    save_file({"a": torch.zeros(2)}, tmp_path / "x", metadata={"metadata": header})
     with pytest.raises(UserError, match="not a whole safetensors file"):
         read_tensors(tmp_path / "x")
 

@@ -10,11 +10,7 @@ from built import HTML
 from playwright.sync_api import sync_playwright
 
 PAGES = sorted(str(page.relative_to(HTML)) for page in HTML.rglob("*.html") if "_static" not in page.parts)
-CHROMIUM = (
-    shutil.responsibilities("chromium")
-    or shutil.responsibilities("chromium-browser")
-    or shutil.responsibilities("google-chrome")
-)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LOOKS = {
     "desktop, light": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
     "phone, dark": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"},

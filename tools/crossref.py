@@ -34,7 +34,7 @@ MARK = re.compile("|".join(f"(?P<{kind}>{pattern})" for kind, pattern in MARKS.i
 
 
 def documented(root: Path) -> set[str]:
-    """Functions, classes and methods that the API pages show: "dpm.bound.Bound"."""
+    """Functions, classes and methods that the API pages show: "dpm.bound.PaperBound"."""
     return {f"dpm.{name}" for name in equations.homes(root)}
 
 
@@ -75,15 +75,22 @@ def to_rows(words: str) -> str:
     names = equations.cited(words)
     if len(names) == 1:
         return link(words, equations.ROWS[names.pop()])
-    kind = words.split("s ")[0]
+    kind = words.split()[0].removesuffix("s")
     return re.sub(equations.OBJECT, lambda one: link(one[0], equations.ROWS[f"{kind} {one[0]}"]), words)
 
 
 def resolve(word: str, name: str, known: set[str]) -> str | None:
-    """The full name of what the docstring of `name` calls `word`: its own member, a neighbour, or one of dpm."""
+    """The full name of what the docstring of `name` calls `word`.
+
+    That is a member of its own, a neighbour, or one of dpm; or else a class or function of another file, where only one
+    has that name. A plain word in lower case may be an argument: it stays what it is.
+    """
     parts = name.split(".")
     around = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
-    return next((f"{scope}.{word}" for scope in around if f"{scope}.{word}" in known), None)
+    near = [f"{scope}.{word}" for scope in around if f"{scope}.{word}" in known]
+    elsewhere = [full for full in known if full.endswith(f".{word}") and full.rpartition(".")[0] not in known]
+    is_plain = word.islower() and "_" not in word
+    return near[0] if near else elsewhere[0] if len(elsewhere) == 1 and not is_plain else None
 
 
 def contents(module) -> list[str]:
@@ -93,12 +100,15 @@ def contents(module) -> list[str]:
 
 
 def imported(module) -> dict[str, str]:
-    """Names at the top of a module to where they come from: "Chain" to "dpm.forward.Chain"."""
+    """Names at the top of a module to where they come from: "ForwardProcess" to "dpm.forward.base.ForwardProcess"."""
     names = {name: f"{module.__name__}.{name}" for name in vars(module)}
     for node in ast.parse(inspect.getsource(module)).body:
         if isinstance(node, ast.Import | ast.ImportFrom):
             base = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
             names |= {alias.asname or alias.name: base + alias.name for alias in node.names}
+    for name, value in vars(module).items():  # what a package passes on has its page in the file that defines it
+        if getattr(value, "__module__", "").startswith("dpm.") and hasattr(value, "__name__"):
+            names[name] = f"{value.__module__}.{value.__name__}"
     return names
 
 
@@ -143,23 +153,22 @@ def signature(app, what, name, obj, options, shown, returns):
 
 
 def skip(app, what, name, obj, skipped, options):
-    """Leave out what another library put into a class, and the fields of a tuple, which its signature shows."""
-    foreign = inspect.isfunction(obj) and not obj.__module__.startswith("dpm.")
-    return True if foreign or type(obj).__name__ == "_tuplegetter" else None
+    """Leave out what another library put into a class."""
+    return True if inspect.isfunction(obj) and not obj.__module__.startswith("dpm.") else None
 
 
 def docstring(app, what, name, obj, options, lines):
     """A docstring on its way to a page; that of a module is followed by a table of what is in it."""
     lines[:] = as_rst("\n".join(lines), name, app.known, app.target).split("\n")
-    if name == "dpm.__main__":
+    if name == "dpm.cli.parser":
         lines += ["", ".. code-block:: text", "", *textwrap.indent(usage(obj), "   ").split("\n")]
-    if what == "module":
+    if what == "module" and contents(obj):
         lines += ["", ".. autosummary::", "   :nosignatures:", "", *(f"   {one}" for one in contents(obj)), ""]
 
 
-def usage(main) -> str:
+def usage(parser) -> str:
     """What `dpm --help` prints, then the usage of each command."""
-    top = main.parser()
+    top = parser.build_parser()
     (commands,) = (action for action in top._actions if action.choices)
     with patch.dict(os.environ, COLUMNS="72"):  # not the width of whose terminal builds the book
         return "\n".join([top.format_help(), *(one.format_usage() for one in commands.choices.values())])

@@ -15,60 +15,61 @@ ROOT = Path(__file__).parent.parent
 FEW = 3  # tests listed for one row
 
 SAYS = {
-    "(1)": "π is what the kernel leaves as it is",
-    "(2)": "the forward kernel, one step",
-    "(3)": "the forward trajectory, a product of steps",
-    "(4)": "the reverse trajectory starts at π",
-    "(5)": "the reverse trajectory, a product of steps",
+    "(1)": "π is the stationary distribution of the kernel",
+    "(2)": "the forward process: one transition",
+    "(3)": "the forward process: a trajectory, the product of its transitions",
+    "(4)": "the reverse process starts at π",
+    "(5)": "the reverse process: a trajectory, the product of its transitions",
     "(6)": "the model's probability of x⁰, an integral over trajectories",
-    "(7)–(8)": "the same integral, weighed against forward trajectories",
-    "(9)": "the same as a mean of weights: one number a trajectory",
+    "(7)–(8)": "the same integral with importance weights over forward trajectories",
+    "(9)": "the same as a mean of importance weights, one per forward trajectory",
     "(10)–(11)": "L, the mean log likelihood of the data",
     "(12)": "Jensen: the log of a mean is at least the mean of the logs",
     "(13)": "L is at least K",
-    "(14)": "K: the KL divergences of the steps, and three entropies",
-    "(15)": "training is ascent on K",
+    "(14)": "K, the evidence lower bound: a KL divergence per step, and three entropies",
+    "(15)": "training maximises K",
     "(16)": "the model times a second distribution r, at every t",
     "(17)–(20)": "what keeps p, and the product with r, in equilibrium from step to step",
-    "(21)": "a perturbed kernel that does, though not normalised",
+    "(21)": "a perturbed reverse kernel that does, not yet normalised",
     "(22)": "the same kernel, normalised",
     "(23)": "r held constant over t",
     "(24)": "two bounds on the entropy of a reverse step",
     "(25)–(27)": "that entropy, exactly, by Bayes' rule",
     "(28)–(30)": "the upper bound: entropy grows on the way to π",
-    "(31)–(35)": "the lower bound: x⁰ is less certain, the later one looks",
+    "(31)–(35)": "the lower bound: the entropy of x⁰ given the state grows with t",
     "(36)": "both bounds together",
     "(37)–(39)": "K along whole trajectories",
     "(40)–(43)": "the cross entropy of x^T to π becomes H_p(X^T)",
-    "(44)": "the last reverse step is set, not learned",
+    "(44)": "the final step is set, not learned",
     "(45)–(46)": "and so it cancels from K",
-    "(47)–(48)": "each forward step, turned round by Bayes' rule given x⁰",
+    "(47)–(48)": "each forward transition, reversed by Bayes' rule given x⁰",
     "(49)–(51)": "the entropies telescope, and log ratios become KL divergences",
-    "(52)–(60)": "a Gaussian times r: add the energies, take E_r to first order at μ, complete the square",
+    "(52)–(60)": "a Gaussian times r: add the energies, expand E_r to first order at μ, complete the square",
     "(61)": "the result: the mean moves by f_Σ ∂log r/∂x",
-    "(62)": "coefficients of bumps, summed for each pixel",
-    "(63)": "normalised bumps in time",
+    "(62)": "the readout of each pixel: a sum over bumps in time",
+    "(63)": "bumps in time: normalised radial basis functions",
     "(64)": "f_Σ, a perturbation of β_t",
     "(65)": "f_μ, whose fixed point is z^μ",
     "Table 1": "K and K − L_null of five data sets",
     "Table 2": "log likelihoods beside other models'",
     "Table App.1": "the two kernels and their perturbed reversals",
-    "Figure 1": "swiss roll: forward, reverse, drift",
+    "Figure 1": "swiss roll: forward process, reverse process, drift",
     "Figure 2": "heartbeat: samples, and the noise they start from",
     "Figure 3": "CIFAR-10: held-out images, noise added, denoised; samples",
     "Figure 4": "dead leaves: data and samples",
     "Figure 5": "bark: a square missing, and filled in",
     "Figure App.1": "MNIST: samples",
-    "Figure D.1": "the network of images",
+    "Figure D.1": "the network for images",
 }
 
 HEAD = """# Find an equation
 
-Every equation, table and figure of the paper: what it says, what in `dpm` names it as its own, the chapters that cite
-it, in **bold** where it is written out, and tests that check it, three at most. The test "networks: bumps are
-equation 63" is `test_bumps_are_equation_63` in `tests/test_networks.py`. A small link under a formula in a chapter, and
-a citation in {doc}`the pages of the module <api>`, lead back to the row. `tools/equations.py` makes this page from
-docstrings, chapters and tests; a test fails when something has no place in one of the three.
+Every equation, table and figure of the paper: what it says, the functions, classes and methods of `dpm` whose
+docstring cites it, the chapters that cite it, in **bold** where it is written out, and tests that check it, three at
+most. The test "networks: bumps are equation 63" is `test_bumps_are_equation_63` in `tests/test_networks.py`. A small
+link under a formula in a chapter, and a citation in {doc}`the pages of the module <api>`, lead back to the row.
+`tools/equations.py` makes this page from docstrings, chapters and tests; a test fails when a row lacks one of the
+three.
 
 :::{div} index
 | | says | functions | chapters | tests |
@@ -77,11 +78,11 @@ docstrings, chapters and tests; a test fails when something has no place in one 
 
 NUMBER = re.compile(
     r"(?<![\w.)\]}^])\((\d{1,2})(?:[-–](\d{1,2}))?\)"  # (14), (28–30), neither (2015) nor f(2)
-    r"(?:(?: to |[-–])\((\d{1,2})\))?"  # (37)-(39), (37) to (39)
+    r"(?:(?:\s+to\s+|[-–])\((\d{1,2})\))?"  # (37)-(39), (37) to (39), also over the end of a line
     r"|\\tag\{([\d, –-]+)\}"  # \tag{25–27}, \tag{24, 36}
 )
 OBJECT = r"(?:App\.\d|D\.\d|\d)(?![\d\w]|\.\d)"
-NAMED = re.compile(rf"\b(Table|Figure)s? ({OBJECT}(?:(?:, and |, | and | to |[-–]){OBJECT})*)")
+NAMED = re.compile(rf"\b(Table|Figure)s?\s({OBJECT}(?:(?:,\sand\s|,\s|\sand\s|\sto\s|[-–]){OBJECT})*)")
 
 
 def cited(text: str) -> set[str]:
@@ -91,7 +92,7 @@ def cited(text: str) -> set[str]:
         spans = re.findall(r"(\d+)(?:[-–](\d+))?", tag) if tag else [(first, outer or inner)]
         found |= {f"({n})" for a, b in spans for n in range(int(a), int(b or a) + 1) if 1 <= n <= 65}
     for kind, names in NAMED.findall(text):
-        for first, last in re.findall(rf"({OBJECT})(?:(?: to |[-–])({OBJECT}))?", names):
+        for first, last in re.findall(rf"({OBJECT})(?:(?:\sto\s|[-–])({OBJECT}))?", names):
             many = range(int(first), int(last) + 1) if last else [first]
             found |= {f"{kind} {name}" for name in many}
     return found
@@ -111,14 +112,21 @@ EVERYTHING = [name for row in SAYS for name in members(row)]
 ROWS = {name: anchor(row) for row in SAYS for name in members(row)}  # "(27)" is in the row "row-25"
 
 
+def modules(root: Path) -> dict[str, Path]:
+    """The files of dpm by dotted name: "forward.base" to dpm/forward/base.py, "forward" to dpm/forward/__init__.py."""
+    package = root / "dpm"
+    paths = sorted(path for path in package.rglob("*.py") if path != package / "__init__.py")
+    return {".".join(path.relative_to(package).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
+
+
 def homes(root: Path) -> dict[str, set[str]]:
-    """Functions, classes and methods of dpm with a docstring, "bound.Bound", to what it cites.
+    """Functions, classes and methods of dpm with a docstring, "forward.base.ForwardProcess", to what it cites.
 
     Not so modules: "Figures 1 to 5" on top of a file would hide that one of them has no function.
     """
     found = {}
-    for path in sorted((root / "dpm").glob("[a-z]*.py")):
-        scopes: list[tuple[str, ast.Module | ast.ClassDef]] = [(path.stem, ast.parse(path.read_text("utf8")))]
+    for name, path in modules(root).items():
+        scopes: list[tuple[str, ast.Module | ast.ClassDef]] = [(name, ast.parse(path.read_text("utf8")))]
         for prefix, scope in scopes:
             for node in scope.body:
                 if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
@@ -205,12 +213,19 @@ def page(root: Path) -> str:
     text = HEAD
     for row, says in SAYS.items():
         of = set(members(row))
-        code = [f"{{py:obj}}`{name} <dpm.{name}>`" for name in functions if functions[name] & of]
+        code = [f"{{py:obj}}`{short(name)} <dpm.{name}>`" for name in functions if functions[name] & of]
         book = [chapter(name, bool(written[name] & of)) for name in texts if texts[name] & of]
         test = [title(name) for name in checks if checks[name] & of][:FEW]
         cells = [f"[{label(row, target)}]{{#{anchor(row)}}}", says, ", ".join(code), ", ".join(book), "; ".join(test)]
         text += f"| {' | '.join(cells)} |\n"
     return text + ":::\n"
+
+
+def short(name: str) -> str:
+    """The name of a function, class or method that a row shows: "GaussianForward.prior", "bound.step_kl"."""
+    parts = name.split(".")
+    at = next((k for k, part in enumerate(parts) if part[0].isupper()), 0)
+    return ".".join(parts[at:])
 
 
 def chapter(name: str, bold: bool) -> str:

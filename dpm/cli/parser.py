@@ -1,6 +1,7 @@
 """The words of the command line, as argparse sees them. Imports nothing heavy."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,7 +15,7 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are UserErrors."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise the message as a UserError, with a pointer to --help."""
+        """Raise the message as a UserError, with a pointer to `--help`."""
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 
@@ -37,40 +38,40 @@ def setting(text: str) -> str:
     return OLD_SETTINGS.get(text, text)
 
 
-def build_parser() -> Parser:
-    """The parser of all commands; `run` names the function that does the work, as module:function."""
-    top = Parser(prog="dpm", description="Train and check the experiments of the diffusion paper (2015).")
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
-
-    def add_command(name: str, run: str, about: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=about, description=about)
-        command.set_defaults(run=f"dpm.cli.{run}")
-        command.add_argument("--json", action="store_true", help="print one JSON object")
-        if name == "list":
-            return command
-        command.add_argument("name", help="an experiment, see `dpm list`")
-        command.add_argument("--seed", type=seed, default=0)
-        if name in ("train", "evaluate", "sample", "baselines", "denoise", "inpaint"):
-            command.add_argument("--setting", type=setting, default="paper", help="paper (as published) or best")
-            command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-        if name in ("evaluate", "sample", "baselines", "denoise", "inpaint"):
-            command.add_argument("--checkpoint", type=Path, help="weights to use in place of the shipped ones")
-        if name in ("sample", "baselines", "denoise", "inpaint"):
-            default = PARZEN_SAMPLES if name == "baselines" else 16
-            command.add_argument("-n", type=int, default=default, help="number of samples")
-        if name in ("sample", "denoise", "inpaint"):
-            command.add_argument("--out", type=picture_path, help="a .png of them, or a .safetensors file")
-        if name in ("optimum", "schedule", "sample", "baselines", "denoise", "inpaint"):
-            command.add_argument("--T", type=int, help="number of timesteps")
-        if name in ("denoise", "inpaint"):
-            command.add_argument(
-                "--r", default="constant", help="r(x^t), Section 2.5.4: constant, annealed or diffused"
-            )
+def add_command(commands: argparse._SubParsersAction, name: str, run: str, about: str) -> argparse.ArgumentParser:
+    """A command with the arguments that several share. `run` names a file of `dpm.cli` and a function in it."""
+    command = commands.add_parser(name, help=about, description=about)
+    command.set_defaults(run=f"dpm.cli.{run}")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    if name == "list":
         return command
+    command.add_argument("name", help="an experiment, see `dpm list`")
+    command.add_argument("--seed", type=seed, default=0)
+    if name in ("train", "evaluate", "sample", "baselines", "denoise", "inpaint"):
+        command.add_argument("--setting", type=setting, default="paper", help="paper (as published) or best")
+        command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    if name in ("evaluate", "sample", "baselines", "denoise", "inpaint"):
+        command.add_argument("--checkpoint", type=Path, help="weights to use in place of the shipped ones")
+    if name in ("sample", "baselines", "denoise", "inpaint"):
+        default = PARZEN_SAMPLES if name == "baselines" else 16
+        command.add_argument("-n", type=int, default=default, help="number of samples")
+    if name in ("sample", "denoise", "inpaint"):
+        command.add_argument("--out", type=picture_path, help="a .png of them, or a .safetensors file")
+    if name in ("optimum", "schedule", "sample", "baselines", "denoise", "inpaint"):
+        command.add_argument("--T", type=int, help="number of timesteps")
+    if name in ("denoise", "inpaint"):
+        command.add_argument("--r", default="constant", help="r(x^t), Section 2.5.4: constant, annealed or diffused")
+    return command
 
-    add_command("list", "listing:list_experiments", "experiments, settings, the paper's numbers, shipped weights")
 
-    train = add_command("train", "train:train_experiment", "maximise K; writes checkpoint, weights and results.json")
+def build_parser() -> Parser:
+    """The parser of all commands. `run` names what does the work: a module, a colon, a function."""
+    top = Parser(prog="dpm", description="Train and check the experiments of the diffusion paper (2015).")
+    add = partial(add_command, top.add_subparsers(required=True, metavar="COMMAND"))
+
+    add("list", "listing:list_experiments", "experiments, settings, the paper's numbers, shipped weights")
+
+    train = add("train", "train:train_experiment", "maximise K; writes checkpoint, weights and results.json")
     train.add_argument("--steps", type=int, help="optimiser steps, in place of the setting's own number")
     train.add_argument("--out", type=Path, help="folder; runs/NAME-SETTING by default")
     train.add_argument(
@@ -80,23 +81,23 @@ def build_parser() -> Parser:
     start.add_argument("--resume", action="store_true", help="continue from the folder's checkpoint")
     start.add_argument("--from", dest="start", type=Path, help="initial weights, such as those in data/weights")
 
-    add_command("evaluate", "evaluate:evaluate", "K on held-out data, its parts, L_null and K*")
+    add("evaluate", "evaluate:evaluate", "K on held-out data, its parts, L_null and K*")
 
-    optimum = add_command("optimum", "ideal:optimum", "K* and −H(X⁰)")
+    optimum = add("optimum", "ideal:optimum", "K* and −H(X⁰)")
     optimum.add_argument("--kernel", help="forward kernel for bits: flipping (the paper's) or masking")
     optimum.add_argument("--length", type=int, help="number of bits of another heartbeat")
     optimum.add_argument("--period", type=int, help="number of bits from one 1 to the next in another heartbeat")
 
-    schedule = add_command("schedule", "ideal:schedule", "the noise schedule that makes K* the highest")
+    schedule = add("schedule", "ideal:schedule", "the noise schedule that makes K* the highest")
     schedule.add_argument("--out", type=Path, help="a JSON file for it")
 
-    add_command("sample", "sample:sample", "draw from p(x⁰)")
+    add("sample", "sample:sample", "draw from p(x⁰)")
 
-    baselines = add_command("baselines", "baselines:baselines", "other density models on the same pictures")
+    baselines = add("baselines", "baselines:baselines", "other density models on the same pictures")
     baselines.add_argument("--save", dest="out", type=Path, help="a JSON file for the result")
 
-    denoise = add_command("denoise", "sample:denoise", "restore held-out pictures from noise")
+    denoise = add("denoise", "sample:denoise", "restore held-out pictures from noise")
     denoise.add_argument("--variance", type=float, default=1.0, help="of the noise; 1 is that of the data")
-    inpaint = add_command("inpaint", "sample:inpaint", "restore held-out pictures from a hole in their middle")
+    inpaint = add("inpaint", "sample:inpaint", "restore held-out pictures from a hole in their middle")
     inpaint.add_argument("--hole", type=int, default=4, help="side of the hole, in pixels")
     return top

@@ -5,9 +5,7 @@ import math
 import torch
 from torch import Generator, Tensor
 
-ROLL_NOISE = (
-    0.02  #: standard deviation of the noise around the curve, where that of the data is 1; the paper gives none
-)
+ROLL_NOISE = 0.02  #: standard deviation around the curve, where that of the data is 1; the paper gives none
 
 
 def swiss_roll_curve(u: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ that is not masked is certain: so a reverse step has only to say which bits to r
 
 import torch
 from torch import Generator, Tensor
+from torch.nn.functional import pad
 
 from dpm.distributions import Categorical, Distribution
 from dpm.forward.base import ForwardProcess, sum_except_batch
@@ -28,8 +29,8 @@ class AbsorbingForward(ForwardProcess):
         if beta[-1] < 1:
             raise ValueError(f"β_T is {float(beta[-1]):.3g}; the prior is all masks, so the last step must mask with 1")
         super().__init__(beta)
-        revealed = (self.alpha_bar[:-1] - self.alpha_bar[1:]) / self.noise_variance[1:]
-        self._prob_revealed = torch.cat([revealed.new_zeros(1), revealed])  # P(x^{t−1} is a bit | x^t is masked)
+        stays = self.noise_variance[:-1] / self.noise_variance[1:]
+        self._prob_stays_masked = pad(stays, (1, 0))  # P(x^{t−1} is masked | x^t is masked), slot 0 unused
 
     def _law(self, zero: Tensor, masked: Tensor, one: Tensor) -> Categorical:
         probs = torch.stack(torch.broadcast_tensors(zero, masked, one), dim=-1)
@@ -64,10 +65,11 @@ class AbsorbingForward(ForwardProcess):
         self, xt: Tensor, mean: Tensor, variance: Tensor | float, t: int | Tensor
     ) -> Categorical:
         """The factored law nearest in KL to q(x^{t−1} | x^t), given P(x⁰ = 1 | x^t) = mean for the masked bits."""
+        mean = mean.clamp(0, 1)  # a sum of probabilities may exceed 1 by a rounding
         is_mask = (xt == MASK).to(xt.dtype)
-        revealed = extract(self._prob_revealed, t, xt)
-        zero = (xt == 0) + is_mask * revealed * (1 - mean)
-        return self._law(zero, is_mask * (1 - revealed), (xt == 1) + is_mask * revealed * mean)
+        stays = extract(self._prob_stays_masked, t, xt)
+        zero = (xt == 0) + is_mask * (1 - stays) * (1 - mean)
+        return self._law(zero, is_mask * stays, (xt == 1) + is_mask * (1 - stays) * mean)
 
     def log_likelihood(self, xt: Tensor, points: Tensor, t: int | Tensor) -> Tensor:
         """log q(x^t | x⁰ = point) up to a constant in the point: 0 where all revealed bits agree, −∞ where not."""
