@@ -21,7 +21,7 @@ def entropy_upper_bound(q: ForwardProcess, x0: Tensor, t: int | Tensor) -> Tenso
 def entropy_lower_bound(q: ForwardProcess, x0: Tensor, t: int | Tensor) -> Tensor:
     """H_q(X^t|X^{t−1}) + H_q(X^{t−1}|X⁰) − H_q(X^t|X⁰) given x⁰, [B] nats: the left side of (24) and (36).
 
-    By (31)-(35).     It is H_q(X^{t−1}|X^t,X⁰). At t = 1, where x⁰ is given, it is 0 for bits and −∞ for real numbers.
+    By (31)-(35) it is H_q(X^{t−1}|X^t,X⁰). At t = 1, where x⁰ is given, it is 0 for bits and −∞ for real numbers.
     """
     previous, present = (sum_except_batch(q.marginal(x0, s).entropy()) for s in (t - 1, t))
     return entropy_upper_bound(q, x0, t) + previous - present

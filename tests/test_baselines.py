@@ -273,7 +273,7 @@ def test_mcgsm_draws_from_the_density_it_states():
 
 
 def test_sampled_mcgsm_continues_a_gaussian_field():
-    """An MCGSM that holds a field's own conditional, sampled inside other borders: the field's covariance, far inside."""
+    """An MCGSM that is a field's own conditional, inside borders of zeros: far from them, the field's covariance."""
     rho = 0.5
     model = new_mcgsm(causal_windows(gaussian_field(200, 24, rho)).flatten(0, 1), components=1, scales=1)
     with torch.no_grad():

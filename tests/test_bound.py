@@ -187,7 +187,8 @@ def test_trajectory_K_is_equations_37_to_39_trajectory_by_trajectory(prior_prob,
     enumerated = Enumerated(p, T, prior_prob)
     path, log_q, log_p = enumerated.trajectories()
     noises = [1 - STATES[path[:, t]] for t in range(1, T + 1)]
-    K = trajectory_K(p, replay(BernoulliForward(linear_alpha_bar(T), prior_prob), noises), STATES[path[:, 0]], Generator())
+    q = replay(BernoulliForward(linear_alpha_bar(T), prior_prob), noises)
+    K = trajectory_K(p, q, STATES[path[:, 0]], Generator())
     assert torch.allclose(K, log_p - log_q, atol=1e-10, rtol=0)
 
 
@@ -451,9 +452,7 @@ def test_step_kl_draws_xt_by_frozen_noise_and_sums_over_all_but_the_batch():
     values = step_kl(p, q, x0, t, noise)
     kept = (1 - q.beta).cumprod(0)[t].reshape(5, 1, 1)
     xt = kept.sqrt() * x0 + (1 - kept).sqrt() * noise
-    posterior, reverse = (
-        torch.distributions.Normal(d.mean, d.stddev) for d in (q.posterior(xt, x0, t), p(q, xt, t))
-    )
+    posterior, reverse = (torch.distributions.Normal(d.mean, d.stddev) for d in (q.posterior(xt, x0, t), p(q, xt, t)))
     naive = torch.distributions.kl_divergence(posterior, reverse).sum((1, 2))
     assert values.shape == (5,) and torch.allclose(values, naive, atol=1e-11)
 
@@ -572,16 +571,15 @@ def test_evaluate_with_a_learned_final_step_of_bits(prior_prob, T, seed):
     ]
     found = [float(weight @ part) for part in (bound.reconstruction, bound.kl, bound.prior_kl)]
     assert found == pytest.approx(parts, abs=1e-10)
-    K = float(weight @ bound.K)
-    assert K == pytest.approx(enumerated.K_along_trajectories(data), abs=1e-10)
-    assert K <= float(data @ enumerated.log_p_x0())
-    with_edge = Enumerated(p.p, T, prior_prob)
-    assert abs(K - with_edge.K_along_trajectories(data)) > 0.01  # the step (44) is another
+    mean_K, with_edge = float(weight @ bound.K), Enumerated(p.p, T, prior_prob)
+    assert mean_K == pytest.approx(enumerated.K_along_trajectories(data), abs=1e-10)
+    assert mean_K <= float(data @ enumerated.log_p_x0())
+    assert abs(mean_K - with_edge.K_along_trajectories(data)) > 0.01  # the step (44) is another
 
 
 @pytest.mark.parametrize(("prior_prob", "T"), PRIOR_PROB_T)
 def test_estimate_K_with_a_learned_final_step_is_unbiased(prior_prob, T):
-    """Averaged over t = 1…T and every x⁰ and x^t: T terms, one of them the reconstruction. In a batch and one by one."""
+    """Averaged over t = 1…T, x⁰ and x^t: T terms, one of them the reconstruction. As one batch, and one by one."""
     p, data, total = Learned(LinearLogits(T, 3)), DATA[0.2], 0.0
     enumerated = Enumerated(p, T, prior_prob)
     batch, weights = [], []
@@ -620,11 +618,6 @@ def quadrature_K(p, beta, mean, variance):
     return K + float(PLANE_WEIGHT @ torch.from_numpy(stats.norm.logpdf(after))[:, 0])
 
 
-def averaged_evaluate(p, q, x0, noise, weight):
-    """E K of `evaluate`, whose every term needs one x⁰ and one noise: so all t may share theirs."""
-    return float(weight @ evaluate(p, replay(q, [noise] * q.T), x0, Generator()).K)
-
-
 @pytest.mark.parametrize("beta", BETAS, ids=len)
 @pytest.mark.parametrize(("mean", "variance"), [(0.0, 1.0), (0.7, 0.2)])
 @pytest.mark.parametrize("kind", ["linear", "bent"])
@@ -633,11 +626,13 @@ def test_evaluate_with_a_learned_final_step_of_gaussians(beta, mean, variance, k
     T = len(beta) - 1
     p = Learned(Linear(T, 0) if kind == "linear" else Bent(T))
     x0, noise = mean + math.sqrt(variance) * PLANE[:, :1], PLANE[:, 1:]
-    K = averaged_evaluate(p, GaussianForward(beta), x0, noise, PLANE_WEIGHT)
-    assert K == pytest.approx(quadrature_K(p, beta, mean, variance), rel=1e-9, abs=0)
+    q = replay(GaussianForward(beta), [noise] * T)  # each term needs one x⁰ and one noise, so all t share theirs
+    K = float(PLANE_WEIGHT @ evaluate(p, q, x0, Generator()).K)
+    assert pytest.approx(quadrature_K(p, beta, mean, variance), rel=1e-9, abs=0) == K
     if kind == "linear":
         m, v = p.p.moments_of_x0(GaussianForward(beta), learned=True)
-        assert K <= -0.5 * math.log(2 * math.pi * v) - ((mean - m) ** 2 + variance) / (2 * v)
+        log_likelihood = -0.5 * math.log(2 * math.pi * v) - ((mean - m) ** 2 + variance) / (2 * v)
+        assert log_likelihood >= K
 
 
 LEVELS = torch.linspace(-1, 1, 256, dtype=torch.float64)  # the grey levels of eight bits
@@ -663,7 +658,7 @@ def test_discretized_final_step_gives_all_levels_a_probability_of_one(kind, x1):
     assert torch.allclose(log_P.exp(), torch.from_numpy(masses).diff(), atol=1e-12, rtol=0)
 
 
-def gaussian_of_levels(m, v):
+def log_prob_of_levels(m, v):
     """log of the mass of N(m, v) around each level, the outermost bins reaching to infinity."""
     edges = torch.cat([real(-math.inf), (LEVELS[1:] + LEVELS[:-1]) / 2, real(math.inf)])
     mirrored = torch.where(edges[:-1] > m, -1.0, 1.0)  # the tail in which the difference keeps its digits
@@ -671,11 +666,12 @@ def gaussian_of_levels(m, v):
     return torch.from_numpy(abs(ends[1] - ends[0])).log()
 
 
-def level_K(p, q):
+def level_K(p, beta):
     """E K of each of the 256 levels, by quadrature over the noise."""
     x0 = LEVELS.repeat_interleave(len(Z))[:, None]
     noise = Z.repeat(256)[:, None]
-    return evaluate(p, replay(q, [noise] * q.T), x0, Generator()).K.reshape(256, -1) @ Z_WEIGHT
+    q = replay(GaussianForward(beta), [noise] * (len(beta) - 1))  # each term needs one noise, so all t share it
+    return evaluate(p, q, x0, Generator()).K.reshape(256, -1) @ Z_WEIGHT
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -683,21 +679,21 @@ def test_K_with_the_discretized_final_step_never_exceeds_the_log_probability_of_
     """p(x⁰) before rounding is exactly normal, so the probability of each level is known; level by level."""
     p, q = Linear(6, seed), GaussianForward(log_snr_linear(6, 1e-4, 0.95))
     m, v = p.moments_of_x0(q, learned=True)
-    log_P = gaussian_of_levels(m, v)
+    log_P = log_prob_of_levels(m, v)
     assert float(log_P.logsumexp(0)) == pytest.approx(0, abs=1e-12)
-    assert bool((level_K(Discretized(p), q) <= log_P).all())
+    assert bool((level_K(Discretized(p), q.beta) <= log_P).all())
 
 
 def test_K_with_the_discretized_final_step_reaches_the_log_probability_of_the_levels():
-    """For the ideal reverse model of N(0, 0.09), whose own posterior is that of a level but for the width of a bin."""
+    """For the ideal reverse model of N(0, 0.09): only the width of a bin, narrow beside √β_1, is lost."""
     q, p = GaussianForward(log_snr_linear(60, 1e-3, 0.9999)), IdealMixtureReverse(torch.zeros(1, 1).double(), 0.09)
-    m, v = 0.0, 1.0
+    v = 1.0
     for t in range(q.T, 0, -1):
         law = p(q, real([1.0]), t)
-        m, v = m, float(law.mean) ** 2 * v + float(law.variance)
-    log_P = gaussian_of_levels(m, v)
+        v = float(law.mean) ** 2 * v + float(law.variance)
+    log_P = log_prob_of_levels(0.0, v)
     p.final_step = DISCRETIZED
-    below = (log_P - level_K(p, q))[3:-3]  # the outermost bins are wide
+    below = (log_P - level_K(p, q.beta))[3:-3]  # the outermost bins are wide
     assert bool((below > 0).all()) and float(below.max()) < 0.02
     chosen = LEVELS[[20, 90, 128, 200], None]
     estimate = importance_estimate(log_weights(p, q, chosen, 4_000, Generator().manual_seed(0)))
@@ -708,8 +704,9 @@ def test_K_with_the_discretized_final_step_reaches_the_log_probability_of_the_le
 @pytest.mark.parametrize("p", [Bent(8), Learned(Bent(8))], ids=["edge", "learned"])
 def test_subsampled_timesteps_average_to_all_of_them_with_any_final_step(p):
     q, x0 = GaussianForward(log_snr_linear(8, 0.02, 0.97)), draws(6_000, 2)
-    whole = evaluate(p, q, x0, Generator().manual_seed(1)).K
-    subsampled = evaluate_subsampled(p, q, x0, Generator().manual_seed(2), 3).K
+    generator = Generator().manual_seed(0)
+    whole = evaluate(p, q, x0, generator).K
+    subsampled = evaluate_subsampled(p, q, x0, generator, 3).K
     difference, error = mean_and_stderr(subsampled - whole)
     assert abs(difference) < 4 * error < 0.2
 

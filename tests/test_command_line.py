@@ -196,7 +196,7 @@ def test_train_writes_weights_that_evaluate_reads(dpm, few_held_out, tmp_path):
 
 
 def test_train_goes_on_from_given_weights(dpm, few_held_out, tmp_path):
-    """One step from the shipped weights, its learning rate still warming up, stays near them; other options are heeded."""
+    """One step from the shipped weights, the learning rate still low, stays near them; other options are heeded."""
     words = ["train", "swiss_roll", "--setting", "best", "--steps", 1, "--json"]
     shipped = weights_path("swiss_roll", "best")
     status, out, _ = dpm(*words, "--from", shipped, "--micro-batch", 30, "--out", tmp_path)

@@ -98,7 +98,7 @@ def test_what_K_lacks_is_split_in_three(tiny):
 
 
 def test_edge_step_of_the_roll_loses_the_entropy_of_its_noise():
-    """H(X¹) − H(X⁰) of the curve, by its width alone: it goes up by ½log(1 + β₁/noise²), by the noise of β₁ across it."""
+    """H(X¹) − H(X⁰) of the curve, by its width alone: the noise of β₁ across it adds ½log(1 + β₁/noise²)."""
     experiment = EXPERIMENTS["swiss_roll"]
     q, x0 = experiment.forward_process(40), held_out_data(experiment, 0)[:4_000]
     lost, error = mean_and_stderr(edge_step_loss(experiment.ideal, q, x0, Generator().manual_seed(0)))

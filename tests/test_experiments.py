@@ -83,15 +83,13 @@ def test_every_setting_builds_the_forward_process_of_its_experiment(name, settin
     q, expected = build_model(config).forward_process(), experiment.forward_process(experiment.T)
     assert type(q) is type(expected) and q.T == experiment.T
     if (name, setting) == ("swiss_roll", "best"):  # it has a schedule of its own, from the same β_1
-        expected = GaussianForward(
-            torch.tensor(json.loads(schedule_path(name).read_text())["beta"], dtype=torch.float64)
-        )
+        recorded = json.loads(schedule_path(name).read_text())["beta"]
+        expected = GaussianForward(torch.tensor(recorded, dtype=torch.float64))
     if (name, setting) == ("mnist", "best"):  # half of its steps belong to the expert of high noise
         assert int((q.log_snr < build_model(config).p.network.log_snr_threshold).sum()) in (q.T // 2 - 1, q.T // 2)
         expected = GaussianForward(log_snr_linear(q.T, 1e-7, 0.73, 0.999))
-    assert torch.allclose(q.beta, expected.beta, rtol=1e-12, atol=0) and float(q.beta[1].detach()) == float(
-        expected.beta[1]
-    )
+    assert torch.allclose(q.beta, expected.beta, rtol=1e-12, atol=0)
+    assert float(q.beta[1].detach()) == float(expected.beta[1])
     assert config.batch % (q.T - 1) == 0 or config.batch < q.T - 1
     x0 = torch.ones(2, *experiment.shape, dtype=torch.float64)
     t = torch.tensor([2, q.T])

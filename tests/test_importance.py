@@ -1,4 +1,4 @@
-"""Weights (9) against exact p(x⁰), the error they claim against the error they make, and (14) mended against (39)."""
+"""Weights (9) against exact p(x⁰), the error they claim against the error they make, and (14) corrected against (39)."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ BETAS = {2: [0, 0.1, 0.5], 3: [0, 0.2, 0.3, 0.4], 4: [0, 0.25, 1 / 3, 0.5, 1.0]}
 
 def odd_bits(q, xt, t):
     """A reverse model with nothing to recommend it but that it mixes the bits."""
-    return distributions.Bernoulli(xt @ MIX - 1.0 + 0.2 * t[:, None].to(D))
+    return distributions.Bernoulli(xt @ MIX - 1.0 + 0.2 * torch.as_tensor(t, dtype=D).reshape(-1, 1))
 
 
 def stay(q, xt, t):
@@ -26,28 +26,28 @@ def stay(q, xt, t):
     return q.transition(xt, t)
 
 
-def bit_chain(T, rate):
-    return forward.BernoulliForward(torch.tensor(BETAS[T], dtype=D), rate)
+def bit_process(T, prior_prob):
+    return forward.BernoulliForward(torch.tensor(BETAS[T], dtype=D), prior_prob)
 
 
 def bernoulli(x, r):
-    """Probability of the bits x [2] at rates r [2], by hand."""
+    """Probability of the bits x [2], each 1 with probability r [2], by hand."""
     return math.prod(float(r[i] if x[i] else 1 - r[i]) for i in range(2))
 
 
-def forth(q, t):
+def forward_matrix(q, t):
     """q(x^t|x^{t−1}) [4, 4] from the formula of Table App.1."""
     beta = float(q.beta[t])
     return torch.tensor([[bernoulli(y, x * (1 - beta) + q.prior_prob * beta) for y in STATES] for x in STATES], dtype=D)
 
 
-def turn(q, t):
-    """p(x^{t−1}|x^t) [4, 4]: the edge step (44) by Bayes' rule, the others from odd_bits' rates."""
+def reverse_matrix(q, t):
+    """p(x^{t−1}|x^t) [4, 4]: the edge step (44) by Bayes' rule, the others from odd_bits' probabilities."""
     if t == 1:
         pi = prior(q)
-        return forth(q, 1).T * pi / pi[:, None]
-    rates = odd_bits(q, STATES, torch.full((4,), t)).probs
-    return torch.tensor([[bernoulli(y, r) for y in STATES] for r in rates], dtype=D)
+        return forward_matrix(q, 1).T * pi / pi[:, None]
+    probs = odd_bits(q, STATES, torch.full((4,), t)).probs
+    return torch.tensor([[bernoulli(y, r) for y in STATES] for r in probs], dtype=D)
 
 
 def prior(q):
@@ -58,13 +58,13 @@ def p_x0(q):
     """(6) by transition matrices."""
     p = prior(q)
     for t in range(q.T, 0, -1):
-        p = p @ turn(q, t)
+        p = p @ reverse_matrix(q, t)
     return p
 
 
 def K_39(q):
     """(37)-(39) from each start by summing over all trajectories, [4] nats."""
-    q_t, p_t = ([f(q, t) for t in range(1, q.T + 1)] for f in (forth, turn))
+    q_t, p_t = ([f(q, t) for t in range(1, q.T + 1)] for f in (forward_matrix, reverse_matrix))
     K = torch.zeros(4, dtype=D)
     for path in itertools.product(range(4), repeat=q.T + 1):
         steps = list(itertools.pairwise(path))
@@ -79,28 +79,29 @@ def K_14(q):
     kl = torch.zeros(4, dtype=D)
     start, end = STATES.repeat_interleave(4, dim=0), STATES.repeat(4, 1)
     for t in range(2, q.T + 1):
-        steps = torch.full((16,), t)
-        weight = q.marginal(start, steps).log_prob(end).sum(1).exp()
-        divergence = torch.distributions.kl_divergence(q.posterior(end, start, steps), odd_bits(q, end, steps)).sum(1)
+        weight = q.marginal(start, t).log_prob(end).sum(1).exp()
+        laws = q.posterior(end, start, t), odd_bits(q, end, t)
+        posterior, reverse = (torch.distributions.Bernoulli(law.probs) for law in laws)
+        divergence = torch.distributions.kl_divergence(posterior, reverse).sum(1)
         kl += (weight * divergence).reshape(4, 4).sum(1)
     return bound.PaperBound(kl, *q.entropy_constants(STATES)).K
 
 
-def gaussian_world(v, T=8):
-    """A chain, the best reverse model for N(0, v), and the variance of its exact p(x⁰), by recursion."""
+def gaussian_model(v, T=8):
+    """A forward process, the ideal reverse model for N(0, v), and the variance of its exact p(x⁰), by recursion."""
     q, p = forward.GaussianForward(schedules.log_snr_linear(T, 0.04, 0.85)), IdealMixtureReverse(torch.zeros(1, 1), v)
     one, V = torch.ones(1, 1, dtype=D), 1.0
     for t in range(T, 0, -1):
-        law = p(q, one, torch.tensor([t])) if t > 1 else q.final_step(None, one)
+        law = p(q, one, t) if t > 1 else q.final_step(p, one)
         V = float(law.mean) ** 2 * V + float(law.variance)
     return q, p, V
 
 
-@pytest.mark.parametrize("rate", [0.2, 0.5])
+@pytest.mark.parametrize("prior_prob", [0.2, 0.5])
 @pytest.mark.parametrize("T", BETAS)
-def test_weights_average_to_the_probability_of_bits(T, rate):
+def test_weights_average_to_the_probability_of_bits(T, prior_prob):
     """(7)-(9) against the sum (6) itself."""
-    q = bit_chain(T, rate)
+    q = bit_process(T, prior_prob)
     estimate = importance.importance_estimate(
         importance.log_weights(odd_bits, q, STATES, 40_000, Generator().manual_seed(T))
     )
@@ -108,17 +109,17 @@ def test_weights_average_to_the_probability_of_bits(T, rate):
     assert (estimate.stderr < 0.05).all()
 
 
-@pytest.mark.parametrize("rate", [0.2, 0.5])
+@pytest.mark.parametrize("prior_prob", [0.2, 0.5])
 @pytest.mark.parametrize("T", BETAS)
-def test_the_enumerated_world_is_a_world(T, rate):
-    q = bit_chain(T, rate)
+def test_the_enumerated_model_is_normalised(T, prior_prob):
+    q = bit_process(T, prior_prob)
     assert torch.isclose(p_x0(q).sum(), torch.ones((), dtype=D), atol=1e-14)
     assert (K_39(q) < p_x0(q).log()).all()  # the second law, start by start
 
 
 @pytest.mark.parametrize("v", [0.25, 1.0, 3.0])
-def test_weights_average_to_the_density_of_a_linear_chain(v):
-    q, p, V = gaussian_world(v)
+def test_weights_average_to_the_density_of_a_linear_gaussian_model(v):
+    q, p, V = gaussian_model(v)
     x0 = torch.linspace(-3, 3, 7, dtype=D)[:, None]
     estimate = importance.importance_estimate(importance.log_weights(p, q, x0, 20_000, Generator().manual_seed(1)))
     exact = -(x0[:, 0] ** 2) / (2 * V) - 0.5 * math.log(2 * math.pi * V)
@@ -130,7 +131,7 @@ def test_weights_average_to_the_density_of_a_linear_chain(v):
 def test_at_equilibrium_every_trajectory_weighs_pi(kind, shape):
     """With the forward kernel as reverse model detailed balance holds, and no work is done along the way."""
     generator = Generator().manual_seed(2)
-    q = bit_chain(3, 0.2) if kind == "bits" else forward.GaussianForward(schedules.log_snr_linear(5, 0.01, 0.7))
+    q = bit_process(3, 0.2) if kind == "bits" else forward.GaussianForward(schedules.log_snr_linear(5, 0.01, 0.7))
     x0 = q.prior(torch.zeros(shape, dtype=D)).reparameterize(q.sample_noise(torch.zeros(shape, dtype=D), generator))
     log_weight = importance.log_weights(stay, q, x0, 6, generator)
     pi = q.prior(x0).log_prob(x0).flatten(1).sum(1)
@@ -140,19 +141,19 @@ def test_at_equilibrium_every_trajectory_weighs_pi(kind, shape):
     assert torch.allclose(estimate.effective_sample_size, torch.full_like(pi, 6)) and (estimate.stderr < 1e-10).all()
 
 
-def test_importance_of_two_weights_by_hand():
+def test_importance_estimate_of_two_weights_by_hand():
     estimate = importance.importance_estimate(torch.tensor([[1.0, 5.0], [3.0, 5.0]], dtype=D).log())
     assert torch.allclose(estimate.log_p.exp(), torch.tensor([2.0, 5.0], dtype=D))
     assert torch.allclose(estimate.effective_sample_size, torch.tensor([1.6, 2.0], dtype=D))  # 4²/(1 + 9), and 2
     assert torch.allclose(estimate.stderr, torch.tensor([0.5, 0.0], dtype=D), atol=1e-15)  # √2/√2, relative to 2
 
 
-def test_importance_lives_in_log_space():
+def test_importance_estimate_works_in_log_space():
     log_weight = torch.randn(50, 3, generator=Generator().manual_seed(3), dtype=D)
-    here, far = importance.importance_estimate(log_weight), importance.importance_estimate(log_weight - 5000)
-    assert torch.allclose(far.log_p + 5000, here.log_p, atol=1e-10)
-    assert torch.allclose(far.stderr, here.stderr, atol=1e-10) and torch.allclose(
-        far.effective_sample_size, here.effective_sample_size, atol=1e-8
+    near, far = importance.importance_estimate(log_weight), importance.importance_estimate(log_weight - 5000)
+    assert torch.allclose(far.log_p + 5000, near.log_p, atol=1e-10)
+    assert torch.allclose(far.stderr, near.stderr, atol=1e-10) and torch.allclose(
+        far.effective_sample_size, near.effective_sample_size, atol=1e-8
     )
 
 
@@ -166,7 +167,7 @@ def test_one_trajectory_is_its_own_estimate_and_claims_no_error():
 
 
 def test_the_claimed_error_is_the_error_made():
-    q, truth = bit_chain(3, 0.5), p_x0(bit_chain(3, 0.5)).log()
+    q, truth = bit_process(3, 0.5), p_x0(bit_process(3, 0.5)).log()
     log_weight = importance.log_weights(odd_bits, q, STATES, 400 * 500, Generator().manual_seed(4)).reshape(400, -1)
     estimate = importance.importance_estimate(log_weight)
     made = (estimate.log_p.reshape(500, 4) - truth).square().mean(0).sqrt()
@@ -175,13 +176,13 @@ def test_the_claimed_error_is_the_error_made():
 
 @pytest.mark.parametrize("T", BETAS)
 def test_the_mean_log_weight_is_K(T):
-    q = bit_chain(T, 0.2)
+    q = bit_process(T, 0.2)
     log_weight = importance.log_weights(odd_bits, q, STATES, 20_000, Generator().manual_seed(5))
     assert ((log_weight.mean(0) - K_39(q)).abs() < 4 * log_weight.std(0) / math.sqrt(20_000)).all()
 
 
-def test_more_trajectories_climb_from_K_towards_the_truth():
-    q = bit_chain(3, 0.2)
+def test_more_trajectories_rise_from_K_towards_log_p():
+    q = bit_process(3, 0.2)
     log_weight = importance.log_weights(odd_bits, q, STATES, 2**15, Generator().manual_seed(6))
     climb = torch.stack(
         [importance.importance_estimate(log_weight.reshape(S, -1)).log_p.mean() for S in (1, 2, 4, 8, 64, 2**15)]
@@ -190,25 +191,25 @@ def test_more_trajectories_climb_from_K_towards_the_truth():
     assert abs(climb[-1] - p_x0(q).log().mean()) < 0.01
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.2, 0.5])
+@pytest.mark.parametrize("prior_prob", [0.1, 0.2, 0.5])
 @pytest.mark.parametrize("T", BETAS)
-def test_the_correction_takes_14_to_39_for_every_start(T, rate):
+def test_the_prior_cross_entropy_gap_takes_14_to_39_for_every_start(T, prior_prob):
     """Start by start the two differ by more than a constant of the mean; corrected, by nothing."""
-    q = bit_chain(T, rate)
+    q = bit_process(T, prior_prob)
     assert torch.allclose(K_14(q) + bound.prior_cross_entropy_gap(q, STATES), K_39(q), atol=1e-10)
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.2, 0.5])
-def test_the_correction_of_bits_knows_only_their_activity(rate):
-    q = bit_chain(3, rate)
-    excess = STATES.sum(1) - 2 * rate
-    expected = excess * float(q.beta[1] + q.alpha_bar[3]) * math.log(rate / (1 - rate))
+@pytest.mark.parametrize("prior_prob", [0.1, 0.2, 0.5])
+def test_the_prior_cross_entropy_gap_of_bits_depends_only_on_their_activity(prior_prob):
+    q = bit_process(3, prior_prob)
+    excess = STATES.sum(1) - 2 * prior_prob
+    expected = excess * float(q.beta[1] + q.alpha_bar[3]) * math.log(prior_prob / (1 - prior_prob))
     assert torch.allclose(bound.prior_cross_entropy_gap(q, STATES), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(5, 1), (2, 3, 2, 2)])
 @pytest.mark.parametrize("T", [2, 8, 40])
-def test_the_correction_of_reals_knows_only_their_mean_square(T, shape):
+def test_the_prior_cross_entropy_gap_of_reals_depends_only_on_their_mean_square(T, shape):
     q = forward.GaussianForward(schedules.log_snr_linear(T, 1e-3, 0.9))
     x0 = 2 * torch.randn(shape, generator=Generator().manual_seed(T), dtype=D)
     expected = -0.5 * (x0.square() - 1).flatten(1).sum(1) * (q.beta[1] + q.alpha_bar[T])
@@ -217,19 +218,19 @@ def test_the_correction_of_reals_knows_only_their_mean_square(T, shape):
 
 @pytest.mark.parametrize("v", [0.25, 1.0, 4.0])
 def test_off_variance_1_only_the_corrected_bound_bounds(v):
-    q, p, V = gaussian_world(v)
+    q, p, V = gaussian_model(v)
     sign, noise = (torch.tensor(z, dtype=D)[:, None] for z in ([1, 1, -1, -1], [1, -1, 1, -1]))  # exact for quadratics
     x0 = math.sqrt(v) * sign
-    kl = sum(bound.step_kl(p, q, x0, torch.full((4,), t), noise) for t in range(2, q.T + 1))
+    kl = sum(bound.step_kl(p, q, x0, t, noise) for t in range(2, q.T + 1))
     plain = float(bound.PaperBound(kl, *q.entropy_constants(x0)).K.mean())
-    mended = plain + float(bound.prior_cross_entropy_gap(q, x0).mean())
+    corrected = plain + float(bound.prior_cross_entropy_gap(q, x0).mean())
     L = -v / (2 * V) - 0.5 * math.log(2 * math.pi * V)
-    assert mended <= L + 1e-10
+    assert corrected <= L + 1e-10
     assert (plain > L + 0.1) == (v > 1)
     data = math.sqrt(v) * torch.randn(50_000, 1, generator=Generator().manual_seed(7), dtype=D)
-    walked, error = units.mean_and_stderr(bound.trajectory_K(p, q, data, Generator().manual_seed(8)))
-    assert abs(walked - mended) < 4 * error
-    assert v == 1 or abs(walked - plain) > 8 * error
+    along_trajectories, error = units.mean_and_stderr(bound.trajectory_K(p, q, data, Generator().manual_seed(8)))
+    assert abs(along_trajectories - corrected) < 4 * error
+    assert v == 1 or abs(along_trajectories - plain) > 8 * error
 
 
 def test_histograms_share_their_bins_and_mark_a_place():

@@ -32,16 +32,16 @@ def draws(*shape, seed=1):
     return torch.randn(*shape, generator=Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def times(t, n):
+def timesteps(t, n):
     return torch.full((n,), t)
 
 
 STATES = torch.cartesian_prod(*[real(0, 1)] * 2)
 LINE = torch.linspace(-30, 30, 60_001, dtype=torch.float64)[:, None]
-BEAT = BernoulliForward(real(0, 0.1, 0.3, 0.5), prior_prob=0.3)
-ROLL = GaussianForward(real(0, 0.1, 0.3, 0.5))
-HINT = BernoulliLikelihood(real(1.7, -0.6))
-LOOK = GaussianLikelihood(real(0.8), real(0.35))
+BITS = BernoulliForward(real(0, 0.1, 0.3, 0.5), prior_prob=0.3)
+REALS = GaussianForward(real(0, 0.1, 0.3, 0.5))
+BIT_LIKELIHOOD = BernoulliLikelihood(real(1.7, -0.6))
+OBSERVATION = GaussianLikelihood(real(0.8), real(0.35))
 
 
 def on_line(values):
@@ -54,13 +54,13 @@ def integral(log_values):
 
 
 def bits_model(q, xt, t):
-    """A reverse model of two bits with arbitrary log odds."""
-    return Bernoulli(xt @ draws(2, 2, seed=5) + t[:, None] * draws(2, seed=6) / 3)
+    """A reverse model of two bits with arbitrary logits."""
+    return Bernoulli(xt @ draws(2, 2, seed=5) + torch.as_tensor(t).reshape(-1, 1) * draws(2, seed=6) / 3)
 
 
 def line_model(q, xt, t):
     """A linear-Gaussian reverse model whose mean, slope and variance change with t."""
-    t = t[:, None].double()
+    t = torch.as_tensor(t).reshape(-1, 1).double()
     return Normal(0.7 * xt + 0.1 * t, (0.1 + 0.1 * t).expand_as(xt))
 
 
@@ -69,14 +69,14 @@ def table(law):
     return torch.stack([law.log_prob(y.expand(4, 2)).sum(1) for y in STATES], dim=1).exp()
 
 
-def tables(q=BEAT):
+def tables(q=BITS):
     """p(x²→x³ …) as matrices: [start, 3→2, 2→1, 1→0]."""
     start = table(q.prior(STATES))[:1]
-    return [start, table(bits_model(q, STATES, times(3, 4))), table(bits_model(q, STATES, times(2, 4))),
+    return [start, table(bits_model(q, STATES, timesteps(3, 4))), table(bits_model(q, STATES, timesteps(2, 4))),
             table(q.final_step(None, STATES))]  # fmt: skip
 
 
-def exact_bits(r=HINT):
+def exact_bits(r=BIT_LIKELIHOOD):
     """p(x⁰) r(x⁰)/Z and log Z by matrices."""
     start, *steps = tables()
     p = start @ steps[0] @ steps[1] @ steps[2]
@@ -86,14 +86,19 @@ def exact_bits(r=HINT):
 
 @pytest.mark.parametrize(
     "r",
-    [HINT, HINT.temper(real(0.3)), BernoulliLikelihood(real(math.inf, 0)), BernoulliLikelihood(real(0.2, -math.inf))],
+    [
+        BIT_LIKELIHOOD,
+        BIT_LIKELIHOOD.temper(real(0.3)),
+        BernoulliLikelihood(real(math.inf, 0)),
+        BernoulliLikelihood(real(0.2, -math.inf)),
+    ],
 )
 def test_bits_times_r_against_enumeration(r):
     law = Bernoulli(real(0.4, -1.1).expand(4, 2))
     p, weight = law.log_prob(STATES).sum(1), r.log_prob(STATES).exp()
     joint = p.exp() * weight
-    on = joint @ STATES / joint.sum()
-    assert torch.allclose(r.multiply(law).probs[0], on, atol=1e-12)
+    prob_one = joint @ STATES / joint.sum()
+    assert torch.allclose(r.multiply(law).probs[0], prob_one, atol=1e-12)
     assert torch.allclose(r.log_normalizer(law, STATES)[0], joint.sum().log(), atol=1e-12)
 
 
@@ -108,11 +113,11 @@ def test_table_app1_needs_c_where_it_prints_x():
 @pytest.mark.parametrize(("mean", "variance"), [(0.3, 0.5), (-2.0, 0.01), (1.0, 4.0)])
 def test_gaussian_times_r_against_quadrature(mean, variance):
     law = Normal(real(mean)[None], real(variance)[None])
-    joint = law.log_prob(LINE)[:, 0] + LOOK.log_prob(LINE)
-    weight, product = on_line(joint), LOOK.multiply(law)
+    joint = law.log_prob(LINE)[:, 0] + OBSERVATION.log_prob(LINE)
+    weight, product = on_line(joint), OBSERVATION.multiply(law)
     assert torch.allclose(product.mean[0, 0], weight @ LINE[:, 0], atol=1e-10)
     assert torch.allclose(product.variance[0, 0], weight @ (LINE[:, 0] - product.mean).square()[0], atol=1e-10)
-    assert torch.allclose(LOOK.log_normalizer(law, LINE[:1])[0], integral(joint), atol=1e-10)
+    assert torch.allclose(OBSERVATION.log_normalizer(law, LINE[:1])[0], integral(joint), atol=1e-10)
 
 
 def test_a_known_coordinate_is_pinned_and_an_unseen_one_left_alone():
@@ -143,17 +148,17 @@ def test_first_order_is_exact_for_an_exponential():
     product = r.multiply(law)
     assert torch.allclose(product.mean[0, 0], weight @ LINE[:, 0], atol=1e-10)
     assert torch.allclose(product.variance, law.variance, atol=1e-15)
-    log_odds = real(1.7, -0.6)
+    logits = real(1.7, -0.6)
     bits = Bernoulli(draws(4, 2))
     assert torch.allclose(
-        GradientGuidance(lambda x: x @ log_odds).multiply(bits).logits,
-        BernoulliLikelihood(log_odds).multiply(bits).logits,
+        GradientGuidance(lambda x: x @ logits).multiply(bits).logits,
+        BernoulliLikelihood(logits).multiply(bits).logits,
         atol=1e-14,
     )
 
 
 def test_first_order_line_by_line():
-    """(52) to (61) at 40 places y around μ, for r far from Gaussian."""
+    """(52) to (61) at 40 points y around μ, for r far from Gaussian."""
     mu, sigma, y = draws(1, 2), draws(1, 2, seed=2).exp(), 2 * draws(40, 2, seed=3)
     law, r = Normal(mu, sigma), GradientGuidance(lambda x: -(x.sin() + 0.3 * x[:, :1] * x).sum(1))
     at = mu.clone().requires_grad_()
@@ -165,8 +170,8 @@ def test_first_order_line_by_line():
     def level(values):
         return torch.allclose(values, values[:1], atol=1e-12)
 
-    exact = LOOK.multiply(law).log_prob(y).sum(1)
-    assert level(exact + quadratic(y - mu) - LOOK.log_prob(y))  # (52)-(55): log p̃ = −E, E = ½(y−μ)²/Σ + E_r
+    exact = OBSERVATION.multiply(law).log_prob(y).sum(1)
+    assert level(exact + quadratic(y - mu) - OBSERVATION.log_prob(y))  # (52)-(55): log p̃ = −E, E = ½(y−μ)²/Σ + E_r
     h = real(1e-2, 1e-3)[:, None]
     missed = -r.log_prob(mu + h * y[:1]) + r.log_prob(mu) - (h * y[:1] * g).sum(1)
     assert float(missed[0] / missed[1]) == pytest.approx(100, rel=0.05)  # (56): E_r(μ) + (y−μ)g, to second order
@@ -178,78 +183,82 @@ def test_first_order_line_by_line():
 
 
 def test_first_order_takes_the_slope_at_the_mean():
-    """(61) for the E_r of a Gaussian r, whose slope is known; share scales it."""
+    """(61) for the E_r of a Gaussian r, whose slope is known; a power scales it."""
     law = Normal(draws(5, 1), draws(5, 1, seed=2).exp())
-    slope = (LOOK.y - law.mean) / LOOK.variance
-    for share in (1.0, 0.25):
-        product = GradientGuidance(LOOK.log_prob).temper(real(share)[None]).multiply(law)
-        assert torch.allclose(product.mean, law.mean + law.variance * share * slope, atol=1e-12)
+    slope = (OBSERVATION.y - law.mean) / OBSERVATION.variance
+    for power in (1.0, 0.25):
+        product = GradientGuidance(OBSERVATION.log_prob).temper(real(power)[None]).multiply(law)
+        assert torch.allclose(product.mean, law.mean + law.variance * power * slope, atol=1e-12)
     x = draws(5, 1, seed=3)
     assert torch.allclose(
-        GradientGuidance(LOOK.log_prob).temper(real(0.25)[None]).log_prob(x), 0.25 * LOOK.log_prob(x), atol=1e-14
+        GradientGuidance(OBSERVATION.log_prob).temper(real(0.25)[None]).log_prob(x),
+        0.25 * OBSERVATION.log_prob(x),
+        atol=1e-14,
     )
 
 
 @pytest.mark.parametrize("t", [0, 1, 3])
-def test_carried_against_quadrature_and_enumeration(t):
+def test_diffused_against_quadrature_and_enumeration(t):
     x = real(-1.3, 0.2, 2.0)[:, None]
-    laws = ROLL.marginal(x, times(t, 3))
+    laws = REALS.marginal(x, timesteps(t, 3))
     if t > 0:
         want = [
-            integral(Normal(m, v).log_prob(LINE)[:, 0] + LOOK.log_prob(LINE))
+            integral(Normal(m, v).log_prob(LINE)[:, 0] + OBSERVATION.log_prob(LINE))
             for m, v in zip(laws.mean, laws.variance, strict=True)
         ]
     else:
-        want = list(LOOK.log_prob(x))
-    got, want = LOOK.diffused(ROLL, times(t, 3), x).log_prob(x), torch.stack(want)
+        want = list(OBSERVATION.log_prob(x))
+    got, want = OBSERVATION.diffused(REALS, timesteps(t, 3), x).log_prob(x), torch.stack(want)
     assert torch.allclose(got - got[0], want - want[0], atol=1e-9)
-    law = BEAT.marginal(STATES, times(t, 4))
-    on, off = law.probs, (-law.logits).sigmoid()
-    d = HINT.logits.sigmoid()
-    want = (on * d + off * (1 - d)).log().sum(1)
-    got = HINT.diffused(BEAT, times(t, 4), STATES).log_prob(STATES)
+    law = BITS.marginal(STATES, timesteps(t, 4))
+    prob_one, prob_zero = law.probs, (-law.logits).sigmoid()
+    d = BIT_LIKELIHOOD.logits.sigmoid()
+    want = (prob_one * d + prob_zero * (1 - d)).log().sum(1)
+    got = BIT_LIKELIHOOD.diffused(BITS, timesteps(t, 4), STATES).log_prob(STATES)
     assert torch.allclose(got - got[0], want - want[0], atol=1e-12)
 
 
-def test_carried_survives_a_chain_that_forgets():
+def test_diffused_survives_a_forward_process_that_forgets():
     q, x = GaussianForward(linear_alpha_bar(4)), draws(3, 1)
     law = q.prior(x)
-    product = LOOK.diffused(q, times(4, 3), x).multiply(law)
+    product = OBSERVATION.diffused(q, timesteps(4, 3), x).multiply(law)
     assert torch.equal(product.mean, law.mean) and torch.equal(product.variance, law.variance)
 
 
-def test_fading_ends_in_r_and_starts_in_nothing():
+def test_annealed_ends_in_r_and_starts_in_nothing():
     """And (23) is r itself at every t."""
     x = draws(6, 1)
     for r, q, law in (
-        (LOOK, ROLL, ROLL.prior(x)),
-        (GradientGuidance(LOOK.log_prob), ROLL, ROLL.prior(x)),
-        (HINT, BEAT, BEAT.prior(STATES)),
+        (OBSERVATION, REALS, REALS.prior(x)),
+        (GradientGuidance(OBSERVATION.log_prob), REALS, REALS.prior(x)),
+        (BIT_LIKELIHOOD, BITS, BITS.prior(STATES)),
     ):
         like = law.mean
-        start, end = (annealed(r, q, times(t, len(like)), like) for t in (3, 0))
+        start, end = (annealed(r, q, timesteps(t, len(like)), like) for t in (3, 0))
         assert torch.equal(start.multiply(law).mean, law.mean)
         assert torch.allclose(end.multiply(law).mean, r.multiply(law).mean, atol=1e-14)
-        assert constant(r, q, times(3, len(like)), like) is r
-    some = annealed(LOOK, ROLL, times(1, 6), x).log_prob(x) - annealed(LOOK, ROLL, times(1, 6), x).log_prob(
-        x[:1].expand(6, 1)
+        assert constant(r, q, timesteps(3, len(like)), like) is r
+    difference = annealed(OBSERVATION, REALS, timesteps(1, 6), x).log_prob(x) - annealed(
+        OBSERVATION, REALS, timesteps(1, 6), x
+    ).log_prob(x[:1].expand(6, 1))
+    assert torch.allclose(
+        difference, (OBSERVATION.log_prob(x) - OBSERVATION.log_prob(x[:1].expand(6, 1))) * 2 / 3, atol=1e-12
     )
-    assert torch.allclose(some, (LOOK.log_prob(x) - LOOK.log_prob(x[:1].expand(6, 1))) * 2 / 3, atol=1e-12)
     known = GaussianLikelihood(real(0.5), real(0)).temper(real(0, 0.5)[:, None])
     assert known.variance[0].isinf() and known.variance[1] == 0
     assert torch.equal(
-        BernoulliLikelihood(real(-math.inf)).temper(real(0, 0.5)[:, None]).prior_logit[:, 0], real(0, -math.inf)
+        BernoulliLikelihood(real(-math.inf)).temper(real(0, 0.5)[:, None]).logits[:, 0], real(0, -math.inf)
     )
 
 
 def test_kernel_21_keeps_the_product_in_equilibrium_and_22_does_not():
     """(16) to (22), state by state: what carries p(x^t) r(x^t)/Z̃_t from t = 3 to 0, and what a weight makes up for."""
-    r, (start, *steps) = HINT.log_prob(STATES).exp(), tables()
+    r, (start, *steps) = BIT_LIKELIHOOD.log_prob(STATES).exp(), tables()
     before = start[0]
     models = [
-        bits_model(BEAT, STATES, times(3, 4)),
-        bits_model(BEAT, STATES, times(2, 4)),
-        BEAT.final_step(None, STATES),
+        bits_model(BITS, STATES, timesteps(3, 4)),
+        bits_model(BITS, STATES, timesteps(2, 4)),
+        BITS.final_step(None, STATES),
     ]
     for p, law in zip(steps, models, strict=True):
         after = before @ p  # (17)
@@ -259,37 +268,37 @@ def test_kernel_21_keeps_the_product_in_equilibrium_and_22_does_not():
         back = Z_after * r[:, None] / (Z_before * r)
         assert torch.allclose(before @ (kernel * back), after, atol=1e-14)  # (20)
         share = kernel.sum(1, keepdim=True)
-        assert torch.allclose(table(HINT.multiply(law)), kernel / share, atol=1e-14)  # (22)
+        assert torch.allclose(table(BIT_LIKELIHOOD.multiply(law)), kernel / share, atol=1e-14)  # (22)
         assert bool(((before * r / Z_before) @ (kernel / share) - after * r / Z_after).abs().max() > 1e-3)
-        weight = HINT.log_normalizer(law, STATES) - HINT.log_prob(STATES)
+        weight = BIT_LIKELIHOOD.log_normalizer(law, STATES) - BIT_LIKELIHOOD.log_prob(STATES)
         assert torch.allclose(weight + (Z_before / Z_after).log(), share[:, 0].log(), atol=1e-13)
         before = after
 
 
-@pytest.mark.parametrize("choice", [constant, annealed, diffused])
-def test_kernels_alone_give_the_law_of_22(choice):
+@pytest.mark.parametrize("r_schedule", [constant, annealed, diffused])
+def test_kernels_alone_give_the_law_of_22(r_schedule):
     """Plain samples against the law of x⁰ that the normalised kernels (22) have, by matrices."""
     laws = []
     for k, p in enumerate(tables()):
-        r_t = choice(HINT, BEAT, times(3 - k, 4), STATES).log_prob(STATES)
+        r_t = r_schedule(BIT_LIKELIHOOD, BITS, timesteps(3 - k, 4), STATES).log_prob(STATES)
         joint = p * r_t.exp()
         laws.append(joint / joint.sum(1, keepdim=True))
     want = (laws[0] @ laws[1] @ laws[2] @ laws[3])[0]
     n = 200_000
     x0, _ = sample_posterior(
-        bits_model, BEAT, HINT, torch.zeros(n, 2, dtype=torch.float64), Generator().manual_seed(1), choice
+        bits_model, BITS, BIT_LIKELIHOOD, torch.zeros(n, 2, dtype=torch.float64), Generator().manual_seed(1), r_schedule
     )
     share = (x0[:, None] == STATES).all(-1).double().mean(0)
     assert ((share - want).abs() < 4.5 * (want * (1 - want) / n).sqrt()).all()
     assert ((want - exact_bits()[0]).abs() > 0.004).any()  # which is not p̃
 
 
-@pytest.mark.parametrize("choice", [constant, annealed, diffused])
+@pytest.mark.parametrize("r_schedule", [constant, annealed, diffused])
 @pytest.mark.parametrize("resample_below", [0.0, 1.0])
-def test_weights_reach_the_exact_posterior_of_bits(choice, resample_below):
+def test_weights_reach_the_exact_posterior_of_bits(r_schedule, resample_below):
     n, (want, log_Z) = 200_000, exact_bits()
     like, generator = torch.zeros(n, 2, dtype=torch.float64), Generator().manual_seed(2)
-    x0, log_weight = sample_posterior(bits_model, BEAT, HINT, like, generator, choice, resample_below)
+    x0, log_weight = sample_posterior(bits_model, BITS, BIT_LIKELIHOOD, like, generator, r_schedule, resample_below)
     assert (effective_sample_size(log_weight) > n - 1) == (resample_below == 1.0)
     w = log_weight.softmax(0)
     hit = (x0[:, None] == STATES).all(-1).double()
@@ -298,7 +307,7 @@ def test_weights_reach_the_exact_posterior_of_bits(choice, resample_below):
     assert abs(log_weight.logsumexp(0) - math.log(n) - log_Z) < 0.01
 
 
-@pytest.mark.parametrize("r", [LOOK, GradientGuidance(LOOK.log_prob)])
+@pytest.mark.parametrize("r", [OBSERVATION, GradientGuidance(OBSERVATION.log_prob)])
 @pytest.mark.parametrize("resample_below", [0.0, 0.9])
 def test_weights_reach_the_exact_posterior_of_a_gaussian(r, resample_below):
     mean, variance = real(0), real(1)
@@ -306,10 +315,10 @@ def test_weights_reach_the_exact_posterior_of_a_gaussian(r, resample_below):
         mean, variance = 0.7 * mean + 0.1 * t, 0.49 * variance + 0.1 + 0.1 * t
     mean, variance = mean * math.sqrt(0.9), 0.9 * variance + 0.1
     prior = Normal(mean, variance)
-    want, log_Z = LOOK.multiply(prior), Normal(mean, variance + LOOK.variance).log_prob(LOOK.y)
+    want, log_Z = OBSERVATION.multiply(prior), Normal(mean, variance + OBSERVATION.variance).log_prob(OBSERVATION.y)
     n = 200_000
     like, generator = torch.zeros(n, 1, dtype=torch.float64), Generator().manual_seed(3)
-    x0, log_weight = sample_posterior(line_model, ROLL, r, like, generator, annealed, resample_below)
+    x0, log_weight = sample_posterior(line_model, REALS, r, like, generator, annealed, resample_below)
     w = log_weight.softmax(0)
     got = w @ x0[:, 0]
     spread = w @ (x0[:, 0] - got).square()
@@ -329,7 +338,7 @@ def test_weights_reach_the_exact_posterior_of_a_gaussian(r, resample_below):
     ],
 )
 def test_weights_are_all_alike_for_data_from_the_prior(q, r):
-    """When p is the forward kernel, p(x^t) = π at every t and `carried` makes (22) exact, step by step; images too."""
+    """When p is the forward kernel, p(x^t) = π at every t and `diffused` makes (22) exact, step by step; images too."""
     like = torch.zeros(5, 2, 1, 3, dtype=torch.float64)
     log_Z = r.log_normalizer(q.prior(like), like)
     for t, x, log_weight in posterior_trajectory(
@@ -354,16 +363,16 @@ def test_resampling_keeps_shares_and_the_mean_weight():
 def test_what_cannot_be_is_refused():
     known = GaussianLikelihood(real(0.5), real(0))
     like = torch.zeros(4, 1, dtype=torch.float64)
-    x0, log_weight = sample_posterior(line_model, ROLL, known, like, Generator().manual_seed(1))
+    x0, log_weight = sample_posterior(line_model, REALS, known, like, Generator().manual_seed(1))
     assert torch.equal(x0, like + 0.5)
-    with pytest.raises(ValueError, match="carried"):
+    with pytest.raises(ValueError, match="diffused"):
         resample(x0, log_weight, Generator())
-    with pytest.raises(TypeError, match="Noisy or Smooth"):
-        HINT.multiply(ROLL.prior(like))
+    with pytest.raises(TypeError, match="BernoulliLikelihood multiplies bits"):
+        BIT_LIKELIHOOD.multiply(REALS.prior(like))
 
 
 def test_per_sample_weights():
-    """One r a row: the weights of a batch are those of its rows."""
+    """One r per sample: the weights of a batch are those of its rows."""
     law = Normal(draws(3, 2), draws(3, 2, seed=2).exp())
     r = GaussianLikelihood(draws(3, 2, seed=3), draws(3, 2, seed=4).exp())
     rows = [
@@ -376,7 +385,7 @@ def test_per_sample_weights():
     )
 
 
-def test_power_of_a_power():
+def test_a_power_of_a_power():
     law = Normal(torch.zeros(3, 1).double(), torch.ones(3, 1).double())
     half = torch.full((1, 1), 0.5).double()
     twice = GradientGuidance(lambda x: x.sum(1)).temper(half).temper(half)
@@ -387,7 +396,7 @@ def test_power_of_a_power():
     )
 
 
-def test_each_row_has_its_share():
+def test_each_sample_has_its_own_power():
     r = GradientGuidance(lambda x: x.sum(1)).temper(torch.tensor([[0.0], [0.5], [1.0]]).double())
     assert r.log_prob(torch.ones(3, 1).double()).tolist() == [0, 0.5, 1]
 
@@ -399,3 +408,21 @@ def test_resampling_never_passes_the_last_row(monkeypatch):
     for seed in range(20):
         again, _ = resample(x, 2 * torch.randn(n, generator=Generator().manual_seed(seed)), Generator())
         assert again.shape == x.shape
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (3, 2)])
+@pytest.mark.parametrize(("r", "q"), [(OBSERVATION, REALS), (BIT_LIKELIHOOD, BITS)])
+@pytest.mark.parametrize("r_schedule", [annealed, diffused])
+def test_an_int_t_and_a_tensor_of_it_give_the_same_r(r, q, shape, r_schedule):
+    """And in a batch of several t each sample has the r of its own."""
+    x = (draws(*shape) > 0).double() if q is BITS else draws(*shape)
+    if q is BITS:
+        r = BernoulliLikelihood(r.logits[: shape[1]])
+    for t in range(4):
+        values = [r_schedule(r, q, s, x).log_prob(x) for s in (t, timesteps(t, 3))]
+        assert values[0].shape == (3,) and torch.allclose(*values, atol=1e-13, rtol=1e-13)
+        products = [r_schedule(r, q, s, x).multiply(q.prior(x)).mean for s in (t, timesteps(t, 3))]
+        assert products[0].shape == shape and torch.allclose(*products, atol=1e-13, rtol=1e-13)
+    mixed = r_schedule(r, q, torch.tensor([3, 1, 2]), x).multiply(q.prior(x)).mean
+    alone = [r_schedule(r, q, t, x[i : i + 1]).multiply(q.prior(x[i : i + 1])).mean for i, t in enumerate((3, 1, 2))]
+    assert torch.allclose(mixed, torch.cat(alone), atol=1e-13, rtol=1e-13)

@@ -1,5 +1,6 @@
 """`ForwardProcess`: what every forward process q offers, Section 2.1."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Self
@@ -12,8 +13,8 @@ from dpm.schedules import log_alpha_bar
 
 
 def sum_except_batch(values: Tensor) -> Tensor:
-    """Sum over all but the batch: [B, …] → [B]."""
-    return values.reshape(len(values), -1).sum(1)
+    """Sum over all but the batch: [B, …] → [B], also where B is 0."""
+    return values.reshape(len(values), math.prod(values.shape[1:])).sum(1)
 
 
 class ForwardProcess(ABC):
