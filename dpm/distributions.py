@@ -78,7 +78,8 @@ class Normal(Distribution):
     def kl_divergence(self, other: Distribution) -> Tensor:
         """KL(self ‖ other), nats: [B, …] for another Normal, [B] for a MultivariateNormal."""
         if isinstance(other, MultivariateNormal):
-            return MultivariateNormal(self.mean, torch.diag_embed(self.variance.expand_as(self.mean))).kl_divergence(other)
+            covariance = torch.diag_embed(self.variance.expand_as(self.mean))
+            return MultivariateNormal(self.mean, covariance).kl_divergence(other)
         ratio = self.variance / other.variance
         return 0.5 * (ratio - 1 - ratio.log() + (self.mean - other.mean).square() / other.variance)
 
@@ -244,7 +245,9 @@ class Categorical(Distribution):
     def log_prob(self, x: Tensor) -> Tensor:
         """log probability of x, nats; −∞ for what cannot be."""
         index = torch.searchsorted(self.values, x.contiguous())
-        return self.probs.gather(-1, index[..., None])[..., 0].log()
+        shape = torch.broadcast_shapes(index.shape, self.probs.shape[:-1])
+        probs = self.probs.expand(*shape, len(self.values))
+        return probs.gather(-1, index.expand(shape)[..., None])[..., 0].log()
 
     def entropy(self) -> Tensor:
         """Entropy, nats."""

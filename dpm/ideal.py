@@ -162,7 +162,7 @@ def enumerate_ideal_K(p: IdealReverse, q: ForwardProcess) -> Tensor | None:
         mean = torch.softmax(log_joint, dim=1) @ points  # P(x⁰ = 1 | x^t) of each group, [S, G]
         laws = [q.posterior_from_moments(torch.full_like(mean, float(state)), mean, mean, t) for state in states]
         total = total + entropy_lower_bound(q, p.points, t) @ p.weights
-        total = total - probability @ sum(counts_t[..., k] * law.entropy() for k, law in enumerate(laws)).sum(1)
+        total = total - probability @ torch.stack([law.entropy() for law in laws], dim=-1).mul(counts_t).sum((1, 2))
     return total
 
 

@@ -880,12 +880,12 @@ def test_subsampled_timesteps_average_to_all_of_them(times):
         1.5 * torch.randn(6_000, 2, generator=Generator().manual_seed(0)).double(),
     )
     all_steps = evaluate(keep_prior, q, x0, Generator().manual_seed(1))
-    some = evaluate_subsampled(keep_prior, q, x0, Generator().manual_seed(2), times)
-    difference, error = mean_and_stderr(some.K - all_steps.K)
+    subsampled = evaluate_subsampled(keep_prior, q, x0, Generator().manual_seed(2), times)
+    difference, error = mean_and_stderr(subsampled.K - all_steps.K)
     assert abs(difference) < 4 * error
-    assert torch.equal(some.entropy_1, all_steps.entropy_1)
+    assert torch.equal(subsampled.entropy_1, all_steps.entropy_1)
     if times == 7:
-        assert float(some.kl.std()) < 0.7 * float(
+        assert float(subsampled.kl.std()) < 0.7 * float(
             evaluate_subsampled(keep_prior, q, x0, Generator().manual_seed(2), 1).kl.std()
         )
 

@@ -154,7 +154,7 @@ def test_mixture_on_the_line_by_a_double_integral():
 
 
 def heartbeat_grid(rows):
-    """The forward process sees of 5·rows bits only the ones in each column: a state per count, and how many share it."""
+    """The forward process sees only the ones in each column of 5·rows bits: a state per count, how many share it."""
     counts, bits = torch.cartesian_prod(*[torch.arange(rows + 1)] * 5), torch.arange(5 * rows)
     multiplicity = real(*[math.comb(rows, k) for k in range(rows + 1)])[counts].prod(1)
     return (bits // 5 < counts[:, bits % 5]).double(), multiplicity

@@ -9,10 +9,10 @@ from scipy import stats
 from scipy.special import logsumexp
 from torch import Generator
 
-from dpm.bound import PaperBound, estimate_K, evaluate
+from dpm.bound import PaperBound, evaluate, step_kl
 from dpm.data.synthetic import ROLL_NOISE, heartbeat, heartbeat_sequences, swiss_roll, swiss_roll_points
 from dpm.distributions import Bernoulli, Normal
-from dpm.forward import BernoulliForward, GaussianForward
+from dpm.forward import AbsorbingForward, BernoulliForward, GaussianForward
 from dpm.ideal import (
     IdealFullCovarianceReverse,
     IdealMixtureReverse,
@@ -24,7 +24,7 @@ from dpm.ideal import (
     ideal_K,
 )
 from dpm.schedules import linear_alpha_bar, log_snr_linear
-from dpm.units import mean_and_stderr
+from dpm.units import mean_and_stderr, to_bits
 
 
 def real(*values):
@@ -65,10 +65,9 @@ def exact_K_of_bits(p, q, points):
     for t in range(2, q.T + 1):
         steps = torch.full((len(x0),), t)
         weight = q.marginal(x0, steps).log_prob(xt).sum(1).exp() / len(points)
-        bound = estimate_K(p, q, x0, steps, 1 - xt)
-        kl = kl + (weight * bound.kl).sum() / (q.T - 1)
-    constants = estimate_K(p, q, points, torch.full((len(points),), 2), points)
-    return -kl + (constants.entropy_T - constants.entropy_1 - constants.entropy_prior).mean()
+        kl = kl + (weight * step_kl(p, q, x0, steps, 1 - xt)).sum()
+    at_T, at_1, prior = q.entropy_constants(points)
+    return -kl + (at_T - at_1 - prior).mean()
 
 
 @pytest.mark.parametrize(("points", "rate"), [(THREE, 0.5), (heartbeat_sequences(4, 2), 0.5)])
@@ -177,7 +176,7 @@ def mixture_quadrature(nodes=40):
 
 def K_by_quadrature(p, q):
     x0, noise, weight = mixture_quadrature()
-    q.noise = lambda x, generator: noise
+    q.sample_noise = lambda x, generator: noise
     bound: PaperBound = evaluate(p, q, x0, Generator())
     return float((weight * bound.K).sum())
 
@@ -216,7 +215,7 @@ def test_best_K_of_a_mixture_is_below_minus_its_entropy():
     scale = math.sqrt(float(PLACES.square().mean()) + WIDTH)
     best = IdealMixtureReverse(PLACES / scale, WIDTH / scale**2)
     x0, noise, weight = mixture_quadrature()
-    q.noise = lambda x, generator: noise
+    q.sample_noise = lambda x, generator: noise
     x0 = x0 / scale
     assert float(weight @ x0[:, 0].square()) == pytest.approx(1, abs=1e-12)
     K = float((weight * evaluate(best, q, x0, Generator()).K).sum())
@@ -290,9 +289,46 @@ def test_only_what_the_data_let_change_places_is_interchangeable():
 
 @pytest.mark.parametrize(("classes", "sizes"), [([[0, 1, 2]], [2, 2, 2]), ([[0, 2], [1]], [3, 1, 3]), ([[0]], [5])])
 def test_counts_stand_for_every_state_once(classes, sizes):
-    ones, log_ways = _enumerate_counts(classes, torch.tensor(sizes))
+    counts, log_ways = _enumerate_counts(classes, torch.tensor(sizes), n_states=2)
+    ones = counts[..., 1]
+    assert torch.equal(counts.sum(2), torch.tensor(sizes).double().expand_as(ones))
     assert float(log_ways.exp().sum()) == pytest.approx(2 ** sum(sizes), rel=1e-13)
     assert float(log_ways.exp() @ ones.sum(1)) == pytest.approx(sum(sizes) * 2 ** (sum(sizes) - 1), rel=1e-13)
+
+
+def test_counts_of_three_states_stand_for_every_state_once():
+    counts, log_ways = _enumerate_counts([[0, 2], [1]], torch.tensor([2, 1, 2]), n_states=3)
+    assert float(log_ways.exp().sum()) == pytest.approx(3**5, rel=1e-13)
+    assert torch.equal(counts.sum(2), real(2, 1, 2).expand(len(counts), 3))
+
+
+@pytest.mark.parametrize("T", [1, 2, 5])
+def test_counted_K_of_masks_is_K_over_every_trajectory(T):
+    """(37)-(39) over all 3^3 states at every t, one transition matrix per step; and −2.698 and −2.469 by simulation."""
+    points, q = THREE, AbsorbingForward(linear_alpha_bar(T))
+    p, states = IdealReverse(points), torch.cartesian_prod(*[q.states] * points.shape[1])
+    total = 0.0
+    for x0 in points:
+        weight = (states == x0).all(1).double()
+        for t in range(1, T + 1):
+            forward, backward = (
+                torch.stack([law.log_prob(s).sum(1) for s in states], 1)
+                for law in (q.transition(states, t), p(q, states, t))
+            )  # [from, to]
+            joint = weight[:, None] * forward.exp()
+            ratio = torch.where(joint > 0, backward.T - forward, 0.0)
+            total = total + float((joint * ratio).sum()) / len(points)
+            weight = joint.sum(0)
+    assert float(enumerate_ideal_K(p, q)) == pytest.approx(total, abs=1e-12)
+
+
+def test_counted_K_of_masks_on_the_heartbeat_is_that_of_a_simulation():
+    K = {
+        T: enumerate_ideal_K(IdealReverse(heartbeat_sequences()), AbsorbingForward(linear_alpha_bar(T)))
+        for T in (20, 50)
+    }
+    assert float(to_bits(K[20])) == pytest.approx(-2.698, abs=0.005)
+    assert float(to_bits(K[50])) == pytest.approx(-2.469, abs=0.005)
 
 
 def test_too_many_states_are_not_counted():
@@ -368,7 +404,7 @@ def test_full_optimum_has_all_moments_of_q_of_the_step_before():
         weight /= weight.sum()
         law = IdealFullCovarianceReverse(points, variance)(q, xt, torch.tensor([t]))
         assert law.mean[0].tolist() == pytest.approx((weight @ y).tolist(), abs=1e-9)
-        assert np.allclose(law.covariance_matrix[0], np.cov(y.T, aweights=weight, ddof=0), atol=1e-9)
+        assert np.allclose(law.covariance[0], np.cov(y.T, aweights=weight, ddof=0), atol=1e-9)
 
 
 def test_full_optimum_loses_less_than_the_diagonal_one():
@@ -420,7 +456,7 @@ def test_best_schedule_beats_every_geometric_one():
 
 
 def test_groups_too_many_to_compare_are_not_compared(monkeypatch):
-    monkeypatch.setattr("dpm.optimum.interchangeable", lambda *_: pytest.fail("compared"))
+    monkeypatch.setattr("dpm.ideal._interchangeable_groups", lambda *_: pytest.fail("compared"))
     assert (
         enumerate_ideal_K(IdealReverse(heartbeat_sequences(200, 200)), BernoulliForward(linear_alpha_bar(3), 1 / 200))
         is None

@@ -1,4 +1,4 @@
-"""Weights (9) against exact p(x⁰), the error they claim against the error they make, and (14) corrected against (39)."""
+"""Weights (9) against exact p(x⁰), their standard error against the error made, and (14) corrected against (39)."""
 
 import itertools
 import math
@@ -184,11 +184,11 @@ def test_the_mean_log_weight_is_K(T):
 def test_more_trajectories_rise_from_K_towards_log_p():
     q = bit_process(3, 0.2)
     log_weight = importance.log_weights(odd_bits, q, STATES, 2**15, Generator().manual_seed(6))
-    climb = torch.stack(
+    log_p = torch.stack(
         [importance.importance_estimate(log_weight.reshape(S, -1)).log_p.mean() for S in (1, 2, 4, 8, 64, 2**15)]
     )
-    assert (climb.diff() > 0).all() and abs(climb[0] - K_39(q).mean()) < 0.02
-    assert abs(climb[-1] - p_x0(q).log().mean()) < 0.01
+    assert (log_p.diff() > 0).all() and abs(log_p[0] - K_39(q).mean()) < 0.02
+    assert abs(log_p[-1] - p_x0(q).log().mean()) < 0.01
 
 
 @pytest.mark.parametrize("prior_prob", [0.1, 0.2, 0.5])

@@ -13,9 +13,11 @@ from dpm.forward import BernoulliForward, GaussianForward
 from dpm.ideal import IdealReverse
 from dpm.reverse import (
     DiffusionModel,
+    EpsPrediction,
     KernelPerturbation,
     LogitPrediction,
     VPrediction,
+    X0Prediction,
     fixed_point_mean,
     noise_and_denoise,
     sample,
@@ -33,6 +35,11 @@ def draws(*shape, seed=1):
     return torch.randn(*shape, generator=Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def per_sample(t, x):
+    """An int t, or one t per sample, as one per sample: [B]."""
+    return torch.as_tensor(t).expand(len(x))
+
+
 def all_states(bits):
     return torch.cartesian_prod(*[real(0, 1)] * bits).reshape(-1, bits)
 
@@ -45,7 +52,18 @@ class Says(nn.Module):
         self.slope = nn.Parameter(torch.linspace(-1, 1, outputs))
 
     def forward(self, x, t):
-        return self.slope * (1 + x.sum(1, keepdim=True)) + t[:, None] / 10
+        return self.slope * (1 + x.sum(1, keepdim=True)) + per_sample(t, x)[:, None] / 10
+
+
+class Told(nn.Module):
+    """A network that is a plain function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs):
+        return self.function(*inputs)
 
 
 class Scores:
@@ -56,6 +74,7 @@ class Scores:
         self.seen = []
 
     def __call__(self, q, xt, t):
+        t = per_sample(t, xt)
         self.seen.append(set(t.tolist()))
         return Bernoulli(torch.einsum("bi,bij->bj", xt, self.weight[t]) + self.bias[t])
 
@@ -68,6 +87,7 @@ class Linear:
         self.v = 0.1 + 0.2 * torch.rand(T + 1, generator=Generator().manual_seed(seed), dtype=torch.float64)
 
     def __call__(self, q, xt, t):
+        t = per_sample(t, xt)
         a, b, v = (values[t][:, None] for values in (self.a, self.b, self.v))
         return Normal(a * xt + b, v.expand_as(xt))
 
@@ -75,7 +95,7 @@ class Linear:
 def replay(q, noises):
     """The chain with the noise of its draws written down beforehand."""
     left = iter(noises)
-    q.noise = lambda x, generator: next(left)
+    q.sample_noise = lambda x, generator: next(left)
     return q
 
 
@@ -157,7 +177,7 @@ class Pixels(nn.Module):
         self.weight = draws(size, 2 * size) / size
 
     def forward(self, x, t):
-        z = (x.flatten(1).double() @ self.weight + t[:, None] / 20).to(x.dtype)
+        z = (x.flatten(1).double() @ self.weight + per_sample(t, x)[:, None] / 20).to(x.dtype)
         return z.view(len(x), 2 * self.shape[0], *self.shape[1:]) if x.dim() > 2 else z
 
 
@@ -185,15 +205,25 @@ def test_binomial_step_is_a_sigmoid_of_the_network():
     assert torch.allclose(law.probs, 1 / (1 + torch.exp(-network(xt.float(), t).double())), atol=1e-15)
 
 
-def test_denoise_averages_over_what_the_denoiser_says():
-    q, xt, t = GaussianForward(log_snr_linear(5, 0.01, 0.9)), draws(4, 2), torch.tensor([2, 3, 4, 5])
+@pytest.mark.parametrize("t", [3, torch.tensor([2, 3, 4, 5])])
+@pytest.mark.parametrize("kind", [X0Prediction, EpsPrediction, VPrediction])
+def test_predictions_of_x0_noise_and_v_are_averaged_over(kind, t):
+    """The same mean and variance of x⁰ given x^t, told as x⁰, ε or v: p is the posterior averaged over two places."""
+    q, xt = GaussianForward(log_snr_linear(5, 0.01, 0.9)), draws(4, 2)
+    times = per_sample(t, xt)[:, None]
+    signal, noise = q.alpha_bar[times], q.noise_variance[times]
+    x0 = xt / 2 + times
+    eps = (xt - signal.sqrt() * x0) / noise.sqrt()
+    output = {X0Prediction: x0, EpsPrediction: eps, VPrediction: signal.sqrt() * eps - noise.sqrt() * x0}[kind]
 
-    class Guess(nn.Module):
-        def forward(self, q, xt, t):
-            return xt / 2 + t[:, None], xt.square()
+    def network(x, log_snr):
+        assert x.dtype == log_snr.dtype == torch.float32
+        assert torch.allclose(log_snr.double(), (signal / noise).log(), rtol=1e-6)
+        return torch.cat([output, (xt.square() / noise).log()], 1)
 
-    law = VPrediction(Guess())(q, xt, t)
-    low, high = (q.posterior(xt, xt / 2 + t[:, None] + s * xt, t) for s in (-1, 1))  # two places of that mean, variance
+    p = kind(Told(network))
+    law = p(q, xt, t)
+    low, high = (q.posterior(xt, x0 + s * xt, t) for s in (-1, 1))  # two places of that mean, variance
     mean = (low.mean + high.mean) / 2
     assert torch.allclose(law.mean, mean, atol=1e-12)
     assert torch.allclose(law.variance, low.variance + (high.mean - mean).square(), atol=1e-12)

@@ -1,7 +1,7 @@
 """What an experiment is: data, a forward process, the paper's numbers, and the configurations that it is trained in."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -97,7 +97,7 @@ N_BUMPS = 10  # J of (62), as in the authors' code; the paper gives none
 
 
 def paper_reverse(
-    T: int, channels: int, pathways: list[DensePathway | ConvPathway], width: int, n_layers: int
+    T: int, channels: int, pathways: Sequence[DensePathway | ConvPathway], width: int, n_layers: int
 ) -> KernelPerturbation:
     """D.2.1's network, as a perturbation of the forward kernel, (64)."""
     return KernelPerturbation(PaperImageNetwork(T, channels, pathways, width, n_layers, N_BUMPS))

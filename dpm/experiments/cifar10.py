@@ -15,8 +15,8 @@ model = partial(image_model, T, BETA_1)
 
 def published_reverse() -> KernelPerturbation:
     """D.2.1: a dense pathway in parallel with the convolutional one."""
-    pathways = [DensePathway(3, 32, 1000, 6, 5), ConvPathway(3, 100, 6, 3, 3)]
-    return paper_reverse(T, 3, pathways, width=100, n_layers=4)
+    dense, convolutional = DensePathway(3, 32, 1000, 6, 5), ConvPathway(3, 100, 6, 3, 3)
+    return paper_reverse(T, 3, [dense, convolutional], width=100, n_layers=4)
 
 
 EXPERIMENT = image_experiment(

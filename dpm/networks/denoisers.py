@@ -80,10 +80,8 @@ class NoiseLevelExperts(nn.Module):
         is_high = log_snr.flatten() < self.log_snr_threshold
         if log_snr.ndim == 0:
             return (self.high if is_high else self.low)(x, log_snr)
-        output = None
-        for expert, chosen in ((self.high, is_high), (self.low, ~is_high)):
-            part = expert(x[chosen], log_snr[chosen])  # also of no samples: DDP waits for both gradients
-            if output is None:
-                output = part.new_empty(len(x), *part.shape[1:])
-            output[chosen] = part
+        # either may get no samples, and is called all the same: DDP waits for both gradients
+        high, low = self.high(x[is_high], log_snr[is_high]), self.low(x[~is_high], log_snr[~is_high])
+        output = high.new_empty(len(x), *high.shape[1:])
+        output[is_high], output[~is_high] = high, low
         return output
