@@ -7,10 +7,10 @@ import torch
 from mpmath import mp, mpf
 from scipy import stats
 from torch import Generator
-from torch.distributions import kl_divergence
 
-from dpm.distributions import Bernoulli, Normal
-from dpm.forward import BernoulliForward, GaussianForward
+from dpm.distributions import Bernoulli, Normal, kl_divergence
+from dpm.forward import AbsorbingForward, BernoulliForward, GaussianForward
+from dpm.forward.absorbing import MASK
 from dpm.schedules import extract, linear_alpha_bar, log_snr_linear
 
 RATES = [0.5, 0.2]
@@ -483,25 +483,25 @@ def same(one, other):
     )
 
 
-def test_a_chain_that_holds_its_place_says_the_same_there_and_elsewhere():
-    for q, xt, x0 in chains_and_batches():
-        t, elsewhere = torch.tensor([2, 9, 5, 3]), torch.tensor([4, 4, 8, 2])
-        held = q.holding(xt, t)
-        for x, when in ((xt, t), (xt, elsewhere), (1 - xt, t)):
-            for _ in range(2):
-                assert same(held.posterior(x, x0, when), q.posterior(x, x0, when))
-                assert same(
-                    held.posterior_from_moments(x, x0 / 2, x0.square() / 4, when),
-                    q.posterior_from_moments(x, x0 / 2, x0.square() / 4, when),
-                )
-        assert same(held.marginal(x0, t), q.marginal(x0, t))
-        assert held.given(xt, t) is held.given(xt, t) and held.given(xt, t) is not q.given(xt, t)
+def test_posterior_coefficients_are_the_posterior():
+    """All of them, those of one t, and those of one t per sample: the same three numbers."""
+    q, xt, x0 = next(iter(chains_and_batches()))
+    t = torch.tensor([2, 9, 5, 3])
+    assert isinstance(q, GaussianForward)
+    per_t = q.extract_posterior_coefficients(t, xt)
+    for name in ("x0", "xt", "variance"):
+        everything = getattr(q.posterior_coefficients, name)
+        assert everything.shape == (q.T + 1,)
+        assert torch.equal(getattr(per_t, name)[:, 0], everything[t])
+        assert float(getattr(q.extract_posterior_coefficients(9, xt), name)) == float(everything[9])
+    law = q.posterior(xt, x0, t)
+    assert torch.equal(law.mean, per_t.x0 * x0 + per_t.xt * xt)
+    assert torch.equal(law.variance, per_t.variance)
 
 
 def test_one_t_for_all_is_that_t_for_each():
     for q, xt, x0 in chains_and_batches():
         alike, each = 5, torch.full((4,), 5)
-        assert torch.equal(alike, each)
         for laws in (
             lambda q, t, x, y: q.transition(x, t),
             lambda q, t, x, y: q.marginal(x, t),
@@ -509,6 +509,9 @@ def test_one_t_for_all_is_that_t_for_each():
             lambda q, t, x, y: q.posterior_from_moments(x, y / 2, y.square() / 4, t),
         ):
             assert same(laws(q, alike, xt, x0), laws(q, each, xt, x0))
+            noise = torch.rand(xt.shape, generator=Generator().manual_seed(0), dtype=xt.dtype)
+            first, second = (laws(q, t, xt, x0).reparameterize(noise) for t in (alike, each))
+            assert torch.equal(first, second)
 
 
 def test_the_entropies_of_14_are_those_of_its_laws():
@@ -522,11 +525,67 @@ def test_the_entropies_of_14_are_those_of_its_laws():
 @pytest.mark.parametrize("q", EXTREME)
 def test_kl_of_bits_given_by_their_rates(p, q):
     """Rates, log odds, or one of each: the KL is the same."""
-    laws = [(Bernoulli(x), Bernoulli(x.sigmoid(), (-x).sigmoid)) for x in (real(p), real(q))]
+    laws = [(Bernoulli(x), Bernoulli(probs=(x.sigmoid(), (-x).sigmoid()))) for x in (real(p), real(q))]
     for first in laws[0]:
         for second in laws[1]:
             assert float(kl_divergence(first, second)) == pytest.approx(exact_kl(p, q), rel=1e-6, abs=1e-15)
 
 
 def test_bits_of_the_default_prior_are_fair():
-    assert BernoulliForward(linear_alpha_bar(3)).learning_rate == 0.5
+    assert BernoulliForward(linear_alpha_bar(3)).prior_prob == 0.5
+
+
+# Absorbing diffusion, by enumeration of the three states of a bit
+
+
+def masking(T=6):
+    return AbsorbingForward(linear_alpha_bar(T))
+
+
+def state_table(law_of, q):
+    """P(to | from) over the states of one bit, [from, to]; `law_of` maps x [3, 1] to a distribution."""
+    states = q.states[:, None]
+    law = law_of(states)
+    return torch.stack([law.log_prob(s.expand(3, 1))[:, 0].exp() for s in states], dim=1)
+
+
+@pytest.mark.parametrize("t", range(1, 7))
+def test_masks_compose_to_the_marginal_and_bayes_rule_gives_the_posterior(t):
+    """(2), (3) and (47)-(48) of the absorbing kernel: products of transition matrices, and Bayes' rule on them."""
+    q = masking()
+    steps = [state_table(lambda x, s=s: q.transition(x, s), q) for s in range(1, 7)]
+    before = torch.linalg.multi_dot([torch.eye(3).double(), torch.eye(3).double(), *steps[: t - 1]])
+    after = before @ steps[t - 1]
+    assert torch.allclose(steps[t - 1].sum(1), torch.ones(3).double(), atol=1e-15)
+    assert torch.allclose(state_table(lambda x: q.marginal(x, t), q)[[0, 2]], after[[0, 2]], atol=1e-14)
+    for b, x0 in ((0, 0.0), (2, 1.0)):
+        for a, xt in enumerate(q.states.tolist()):
+            if after[b, a] > 0:
+                bayes = before[b] * steps[t - 1][:, a] / after[b, a]
+                law = q.posterior(real(xt)[:, None], real(x0)[:, None], t)
+                assert torch.allclose(law.probs[0, 0], bayes, atol=1e-14)
+
+
+def test_masked_posteriors_are_averaged_over_the_prediction():
+    q, xt = masking(), real(0, MASK, 1)[:, None]
+    for t in range(1, 7):
+        zero, one = (q.posterior(xt[1:2], real(b)[:, None], t).probs for b in (0.0, 1.0))
+        law = q.posterior_from_moments(xt, torch.full_like(xt, 0.3), 0.21, t)
+        assert torch.allclose(law.probs[1], (0.7 * zero + 0.3 * one)[0], atol=1e-14)
+        assert law.log_prob(xt)[[0, 2], 0].tolist() == [0, 0]  # what is revealed stays
+
+
+def test_masks_end_in_the_prior_and_the_final_step_reveals_all():
+    q, x0 = masking(), real(0, 1)[:, None]
+    assert torch.equal(q.marginal(x0, 6).probs, q.prior(x0).probs)
+    assert not q.reversible
+    law = q.final_step(
+        lambda q, xt, t: q.posterior_from_moments(xt, torch.full_like(xt, 0.3), 0.21, t), real(MASK)[:, None]
+    )
+    assert law.probs[0, 0].tolist() == pytest.approx([0.7, 0, 0.3], abs=1e-15)
+    assert q.log_likelihood(real(MASK, 1)[None], real([0, 1], [0, 0]), 3)[0].tolist() == [0, -math.inf]
+
+
+def test_masks_need_a_last_step_that_masks_all():
+    with pytest.raises(ValueError, match="the last step must mask"):
+        AbsorbingForward(linear_alpha_bar(4)[:4])

@@ -35,7 +35,7 @@ def draws(*shape, seed=1):
     return torch.randn(*shape, generator=Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def per_sample(t, x):
+def broadcast_t(t, x):
     """An int t, or one t per sample, as one per sample: [B]."""
     return torch.as_tensor(t).expand(len(x))
 
@@ -52,7 +52,7 @@ class Says(nn.Module):
         self.slope = nn.Parameter(torch.linspace(-1, 1, outputs))
 
     def forward(self, x, t):
-        return self.slope * (1 + x.sum(1, keepdim=True)) + per_sample(t, x)[:, None] / 10
+        return self.slope * (1 + x.sum(1, keepdim=True)) + broadcast_t(t, x)[:, None] / 10
 
 
 class Told(nn.Module):
@@ -74,7 +74,7 @@ class Scores:
         self.seen = []
 
     def __call__(self, q, xt, t):
-        t = per_sample(t, xt)
+        t = broadcast_t(t, xt)
         self.seen.append(set(t.tolist()))
         return Bernoulli(torch.einsum("bi,bij->bj", xt, self.weight[t]) + self.bias[t])
 
@@ -87,7 +87,7 @@ class Linear:
         self.v = 0.1 + 0.2 * torch.rand(T + 1, generator=Generator().manual_seed(seed), dtype=torch.float64)
 
     def __call__(self, q, xt, t):
-        t = per_sample(t, xt)
+        t = broadcast_t(t, xt)
         a, b, v = (values[t][:, None] for values in (self.a, self.b, self.v))
         return Normal(a * xt + b, v.expand_as(xt))
 
@@ -177,7 +177,7 @@ class Pixels(nn.Module):
         self.weight = draws(size, 2 * size) / size
 
     def forward(self, x, t):
-        z = (x.flatten(1).double() @ self.weight + per_sample(t, x)[:, None] / 20).to(x.dtype)
+        z = (x.flatten(1).double() @ self.weight + broadcast_t(t, x)[:, None] / 20).to(x.dtype)
         return z.view(len(x), 2 * self.shape[0], *self.shape[1:]) if x.dim() > 2 else z
 
 
@@ -210,7 +210,7 @@ def test_binomial_step_is_a_sigmoid_of_the_network():
 def test_predictions_of_x0_noise_and_v_are_averaged_over(kind, t):
     """The same mean and variance of x⁰ given x^t, told as x⁰, ε or v: p is the posterior averaged over two places."""
     q, xt = GaussianForward(log_snr_linear(5, 0.01, 0.9)), draws(4, 2)
-    times = per_sample(t, xt)[:, None]
+    times = broadcast_t(t, xt)[:, None]
     signal, noise = q.alpha_bar[times], q.noise_variance[times]
     x0 = xt / 2 + times
     eps = (xt - signal.sqrt() * x0) / noise.sqrt()

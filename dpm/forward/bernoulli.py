@@ -72,7 +72,7 @@ class BernoulliForward(ForwardProcess):
         """The bits nearest in KL to q(x^{t−1} | x^t), given P(x⁰ = 1 | x^t) = mean; a bit's variance is not needed."""
         table = self._posterior_table[t] if not isinstance(t, Tensor) else self._posterior_table.index_select(0, t)
         table = table.to(xt.dtype).reshape(-1, 8).T.reshape(2, 2, 2, -1, *[1] * (xt.dim() - 1))  # [s, a, b, B or 1, 1…]
-        given_x0 = torch.lerp(table[:, 0], table[:, 1], xt)  # [s, b, B, …]
+        given_x0 = (1 - xt) * table[:, 0] + xt * table[:, 1]  # [s, b, B, …], exact for bits
         zero, one = torch.lerp(given_x0[:, 0], given_x0[:, 1], mean).unbind()
         return Bernoulli(probs=(one, zero))
 
