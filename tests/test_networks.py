@@ -11,15 +11,17 @@ from scipy.integrate import quad
 from torch import Generator, nn
 from torch.nn.functional import conv2d
 
+from dpm import profiling
 from dpm.bound import evaluate
 from dpm.forward import BernoulliForward, GaussianForward
-from dpm.networks.denoisers import BinomialDenoiser, FourierMLP, ImageDenoiser, NoiseLevelExperts
+from dpm.networks.denoisers import FourierMLP, ImageDenoiser, NoiseLevelExperts
 from dpm.networks.layers import (
     EMBEDDING_SIZE,
     MultiScaleSum,
     denoised_fourier_features,
     log_odds_rbf,
     mlp,
+    noise_embedding,
     rbf,
     time_rbf,
 )
@@ -38,7 +40,7 @@ from dpm.networks.paper import (
 )
 from dpm.networks.unet import ConditionalSequential, MultiScaleBlock, ResidualBlock, UNetLevel, u_net
 from dpm.profiling import count_macs, peak_macs_per_second
-from dpm.reverse import KernelPerturbation, LogitPrediction, VPrediction
+from dpm.reverse import BitX0Prediction, KernelPerturbation, LogitPrediction, VPrediction
 from dpm.schedules import beta_from_alpha_bar, linear_alpha_bar, log_snr_linear
 
 
@@ -47,6 +49,21 @@ def same_first_weights():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
+
+
+def point_model(dimensions=2, n_frequencies=3):
+    """Our reverse model of points, small."""
+    return VPrediction(FourierMLP(dimensions, width=8, n_layers=2, n_frequencies=n_frequencies))
+
+
+def bit_model(bits):
+    """Our reverse model of bits, small."""
+    return BitX0Prediction(mlp(1 + bits, width=8, n_layers=2, outputs=bits))
+
+
+def u_net_model(n_frequencies=0, widths=(4,), depths=(1,)):
+    """Our reverse model of grey pictures, a small U-Net."""
+    return VPrediction(ImageDenoiser(1, widths[0], u_net(widths, depths), n_frequencies))
 
 
 def scramble(module, seed=0, size=0.3):
@@ -123,7 +140,7 @@ def readout(T=6, inputs=3, outputs=2, ties=4, scale=0.5):
 
 
 def test_bumps_and_start_are_no_parameters_and_fill_no_weights_file():
-    names = {"own", "shared"}
+    names = {"per_timestep", "shared"}
     assert {name for name, _ in readout().named_parameters()} == set(readout().state_dict()) == names
 
 
@@ -134,7 +151,7 @@ def test_readout_is_its_own_linear_layer_plus_the_smooth_part():
     g, shared = log_odds_rbf(6, 4), layer.shared.view(4, 4, 2)
     naive = []
     for i, s in enumerate(t.tolist()):
-        weight = layer.start[s] + 0.5 * layer.own[s] + sum(g[s, j] * shared[j] for j in range(4))
+        weight = layer.init[s] + 0.5 * layer.per_timestep[s] + sum(g[s, j] * shared[j] for j in range(4))
         naive.append(torch.cat([h[i], torch.ones(1)]) @ weight)
     assert close(layer(h, t), torch.stack(naive))
 
@@ -142,7 +159,7 @@ def test_readout_is_its_own_linear_layer_plus_the_smooth_part():
 def test_readout_starts_at_start():
     layer, h = readout(), draws(6, 3)
     t = torch.arange(1, 7)
-    naive = [torch.cat([h[i], torch.ones(1)]) @ layer.start[i + 1] for i in range(6)]
+    naive = [torch.cat([h[i], torch.ones(1)]) @ layer.init[i + 1] for i in range(6)]
     assert close(layer(h, t), torch.stack(naive))
 
 
@@ -153,7 +170,7 @@ def test_readout_gives_every_t_a_layer_of_its_own(ties):
     h, t = draws(1, 3).expand(6, 3), torch.arange(1, 7)
     before = layer(h, t).detach()
     with torch.no_grad():
-        layer.own[3] += draws(4, 2, seed=9)
+        layer.per_timestep[3] += draws(4, 2, seed=9)
     changed = (layer(h, t) != before).any(1)
     assert changed.tolist() == [False, False, True, False, False, False]
 
@@ -269,16 +286,16 @@ def test_every_parameter_learns():
     q, bits = BernoulliForward(linear_alpha_bar(5), 0.2), (draws(5, 4) > 0).float()
     mlp_network = scramble(SigmoidMLP(q, 4, width=6, n_layers=2, n_shared=3), size=0.05)
     rbf = scramble(RBFNetwork(5, 2, 8, 4))
-    gaussian = scramble(FourierMLP(2, width=8, n_layers=2, n_frequencies=1))
-    binomial = scramble(BinomialDenoiser(4, width=8, n_layers=2))
+    gaussian = scramble(point_model(n_frequencies=1))
+    binomial = scramble(bit_model(4))
     answers = (
         (mlp_network, mlp_network(bits, t)),
         (rbf, rbf(draws(5, 2), t)),
-        (gaussian, torch.cat(gaussian(GaussianForward(log_snr_linear(5, 0.01, 0.9)), draws(5, 2), t))),
-        (binomial, binomial(q, bits, t)[0]),
+        (gaussian, torch.cat(gaussian.predict_x0(GaussianForward(log_snr_linear(5, 0.01, 0.9)), draws(5, 2), t))),
+        (binomial, binomial.predict_x0(q, bits, t)[0]),
     )
     for network, answer in answers:
-        assert {name for name, _ in network.named_buffers()} <= {"readout.start", "readout.bumps"}
+        assert {name for name, _ in network.named_buffers()} <= {"readout.init", "readout.basis"}
         answer.square().sum().backward()
         for parameter in network.parameters():
             assert parameter.requires_grad
@@ -291,12 +308,12 @@ def test_every_parameter_learns():
 def test_gaussian_denoiser_starts_at_the_exact_answer_for_normal_data():
     """x⁰ ~ N(0,1): mean and variance of x⁰ given x^t by quadrature over x⁰; the reversal is the forward kernel."""
     q = GaussianForward(log_snr_linear(6, 0.01, 0.95))
-    p = FourierMLP(2, width=8, n_layers=2, n_frequencies=3)
+    p = point_model()
     xt = draws(5, 2).double()
     x0 = torch.linspace(-12, 12, 24_001, dtype=torch.float64)[:, None]
     for t in range(1, 7):
         steps = torch.full((5,), t)
-        mean, variance = (moment.detach() for moment in p(q, xt, steps))
+        mean, variance = (moment.detach() for moment in p.predict_x0(q, xt, steps))
         assert mean.dtype == variance.dtype == torch.float64
         likelihood = q.marginal(x0, torch.full((len(x0),), t))
         for i in range(5):
@@ -306,19 +323,19 @@ def test_gaussian_denoiser_starts_at_the_exact_answer_for_normal_data():
                 assert float(mean[i, j]) == pytest.approx(m, abs=1e-9)
                 assert float(variance[i, j]) == pytest.approx((weight @ (x0 - m) ** 2).item(), abs=1e-9)
         if t > 1:
-            law, kernel = VPrediction(p)(q, xt, steps), q.transition(xt, steps)
+            law, kernel = p(q, xt, steps), q.transition(xt, steps)
             assert close(law.mean.detach(), kernel.mean, 1e-12)
-            assert close(law.variance.detach(), kernel.variance, 1e-12)
+            assert close(law.variance.detach(), kernel.variance.expand_as(xt), 1e-12)
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.2])
 def test_binomial_denoiser_starts_at_the_exact_answer_for_independent_bits(rate):
     """P(x⁰=1|x^t) by Bayes' rule, bit by bit; the reversal is the forward kernel, so K starts at L_null."""
     q, states = BernoulliForward(linear_alpha_bar(6), rate), all_states(3)
-    p = BinomialDenoiser(3, width=8, n_layers=2)
+    p = bit_model(3)
     for t in range(1, 7):
         steps = torch.full((len(states),), t)
-        mean, variance = p(q, states, steps)
+        mean, variance = p.predict_x0(q, states, steps)
         one, zero = (
             weight * q.marginal(torch.full_like(states, b), steps).log_prob(states).exp()
             for b, weight in ((1.0, rate), (0.0, 1 - rate))
@@ -326,7 +343,7 @@ def test_binomial_denoiser_starts_at_the_exact_answer_for_independent_bits(rate)
         assert close(mean.detach(), one / (one + zero), 1e-12)
         assert close(variance.detach(), (mean * (1 - mean)).detach(), 1e-15)
         if t > 1:
-            assert close(VPrediction(p)(q, states, steps).probs.detach(), q.transition(states, steps).probs, 1e-12)
+            assert close(p(q, states, steps).probs.detach(), q.transition(states, steps).probs, 1e-12)
 
 
 class Says(nn.Module):
@@ -342,25 +359,25 @@ class Says(nn.Module):
 
 def test_gaussian_denoiser_moves_in_units_of_the_noise_left():
     q = GaussianForward(log_snr_linear(6, 0.01, 0.95))
-    p = FourierMLP(2, width=8, n_layers=2, n_frequencies=3)
-    p.mlp = Says(0.5, -1.0, 0.25, -2.0)
+    p = point_model()
+    p.network.mlp = Says(0.5, -1.0, 0.25, -2.0)
     xt = draws(3, 2).double()
     for t in range(1, 7):
-        mean, variance = p(q, xt, torch.full((3,), t))
+        mean, variance = p.predict_x0(q, xt, torch.full((3,), t))
         signal = math.prod(1 - b for b in q.beta[: t + 1].tolist())
         shift = math.sqrt(1 - signal) * torch.tensor([0.5, -1.0], dtype=torch.float64)
         spread = (1 - signal) * torch.tensor([0.25, -2.0], dtype=torch.float64).exp()
-        assert close(mean, math.sqrt(signal) * xt + shift, 1e-12)
+        assert close(mean, math.sqrt(signal) * xt - shift, 1e-12)
         assert close(variance, spread.expand(3, 2), 1e-12)
 
 
 def test_binomial_denoiser_adds_log_odds():
     q = BernoulliForward(linear_alpha_bar(6), 0.2)
-    p = BinomialDenoiser(2, width=8, n_layers=2)
+    p = bit_model(2)
     states, t = all_states(2), torch.full((4,), 3)
-    before = p(q, states, t)[0].logit()
-    p.mlp = Says(0.5, -1.0)
-    after = p(q, states, t)[0].logit()
+    before = p.predict_x0(q, states, t)[0].logit()
+    p.network = Says(0.5, -1.0)
+    after = p.predict_x0(q, states, t)[0].logit()
     assert close((after - before).detach(), torch.tensor([[0.5, -1.0]], dtype=torch.float64).expand(4, 2), 1e-12)
 
 
@@ -378,16 +395,16 @@ class Listens(nn.Module):
 
 def test_denoisers_tell_their_network_the_level_of_the_noise():
     """One feature is the same for every x^t and moves one way with t."""
-    gaussian, binomial = FourierMLP(2, width=8, n_layers=2, n_frequencies=3), BinomialDenoiser(2, width=8, n_layers=2)
-    gaussian.mlp, binomial.mlp = Listens(4), Listens(2)
-    for q, p in (
-        (GaussianForward(log_snr_linear(6, 0.01, 0.95)), gaussian),
-        (BernoulliForward(linear_alpha_bar(6), 0.2), binomial),
+    gaussian, binomial = point_model(), bit_model(2)
+    gaussian.network.mlp, binomial.network = listens = Listens(4), Listens(2)
+    for q, p, network in (
+        (GaussianForward(log_snr_linear(6, 0.01, 0.95)), gaussian, listens[0]),
+        (BernoulliForward(linear_alpha_bar(6), 0.2), binomial, listens[1]),
     ):
         told = []
         for t in range(1, 7):
-            p(q, all_states(2), torch.full((4,), t))
-            told.append(p.mlp.told)
+            p.predict_x0(q, all_states(2), torch.full((4,), t))
+            told.append(network.told)
         features = torch.stack(told)  # [t, sample, feature]
         same = (features == features[:, :1]).all(1).all(0)
         moves = features[:, 0].diff(dim=0).sign()
@@ -395,10 +412,10 @@ def test_denoisers_tell_their_network_the_level_of_the_noise():
 
 
 def test_gaussian_denoiser_tells_its_network_waves_of_x():
-    p, xt = FourierMLP(2, width=8, n_layers=2, n_frequencies=3), draws(5, 2).double()
-    p.mlp = Listens(4)
-    p(GaussianForward(log_snr_linear(6, 0.01, 0.95)), xt, torch.full((5,), 3))
-    columns = list(p.mlp.told.T)
+    p, xt = point_model(), draws(5, 2).double()
+    p.network.mlp = Listens(4)
+    p.predict_x0(GaussianForward(log_snr_linear(6, 0.01, 0.95)), xt, torch.full((5,), 3))
+    columns = list(p.network.mlp.told.T)
     waves = [wave(1.5 * 2**k * xt.float()) for k in range(3) for wave in (torch.sin, torch.cos)]
     for column in torch.cat([xt.float(), *waves], 1).T:
         assert any(close(column, told) for told in columns)
@@ -407,21 +424,21 @@ def test_gaussian_denoiser_tells_its_network_waves_of_x():
 
 @pytest.mark.parametrize("batch", [1, 6])
 def test_trained_denoisers_hear_every_entry_and_t(batch):
-    gaussian = scramble(FourierMLP(2, width=8, n_layers=2, n_frequencies=3))
-    binomial = scramble(BinomialDenoiser(2, width=8, n_layers=2))
+    gaussian = scramble(point_model())
+    binomial = scramble(bit_model(2))
     for q, p, xt in (
         (GaussianForward(log_snr_linear(6, 0.01, 0.95)), gaussian, draws(batch, 2).double()),
         (BernoulliForward(linear_alpha_bar(6), 0.2), binomial, (draws(batch, 2) > 0).double()),
     ):
         t = torch.full((batch,), 3)
-        mean, variance = p(q, xt, t)
+        mean, variance = p.predict_x0(q, xt, t)
         assert mean.shape == variance.shape == xt.shape and bool((variance > 0).all())
         other = xt.clone()
         other[:, 1] = 1 - other[:, 1]
-        assert bool((p(q, other, t)[0][:, 0] != mean[:, 0]).all())
-        assert bool((p(q, xt, t + 1)[0] != mean).all())
+        assert bool((p.predict_x0(q, other, t)[0][:, 0] != mean[:, 0]).all())
+        assert bool((p.predict_x0(q, xt, t + 1)[0] != mean).all())
         for i in range(batch):  # a sample's answer is its own, whatever its batch
-            assert close(p(q, xt[i : i + 1], t[i : i + 1])[0], mean[i : i + 1], 1e-5)
+            assert close(p.predict_x0(q, xt[i : i + 1], t[i : i + 1])[0], mean[i : i + 1], 1e-5)
 
 
 # The networks of images
@@ -645,7 +662,7 @@ def test_what_a_step_keeps_does_not_grow_with_T_and_grows_with_the_batch():
 def test_peak_is_that_of_the_fastest_product(monkeypatch):
     """Of a hundred all but one take a second, that one half."""
     clock = itertools.accumulate([0.0] + [1.0] * 8 + [0.5] + [1.0] * 190)
-    monkeypatch.setattr(networks.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(profiling.time, "perf_counter", lambda: next(clock))
     assert peak_macs_per_second(torch.device("cpu"), torch.float32) == pytest.approx(2 * 512**3)
 
 
@@ -661,7 +678,7 @@ def test_pictures_stay_channels_last_from_the_first_layer_on(channels):
     ]:
         layer.register_forward_hook(lambda layer, given, out: kept.append(out))
         layer.register_full_backward_hook(lambda layer, back, out: kept.append(out[0]))
-    mean, _ = ours(GaussianForward(log_snr_linear(6, 0.01, 0.95)), x, t)
+    mean, _ = ours.predict_x0(GaussianForward(log_snr_linear(6, 0.01, 0.95)), x, t)
     (mean.square().sum() + theirs(x).square().sum()).backward()
     assert len(kept) == 2 * (2 + 3 + 1 + 3) and all(h.is_contiguous(memory_format=torch.channels_last) for h in kept)
 
@@ -671,21 +688,20 @@ def test_pictures_stay_channels_last_from_the_first_layer_on(channels):
 
 def denoiser(channels=1):
     """Of both kinds of blocks."""
-    return ImageDenoiser(
-        channels, 6, ConditionalSequential([MultiScaleBlock(6, n_scales=2), *u_net((6, 4), (1, 1))]), n_frequencies=2
-    )
+    blocks = ConditionalSequential([MultiScaleBlock(6, n_scales=2), *u_net((6, 4), (1, 1))])
+    return VPrediction(ImageDenoiser(channels, 6, blocks, n_frequencies=2))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_image_denoiser_starts_at_the_exact_answer_for_normal_data(channels):
     q, p = GaussianForward(log_snr_linear(6, 0.01, 0.95)), denoiser(channels)
     xt, t = draws(5, channels, 4, 4).double(), torch.tensor([1, 2, 3, 5, 6])
-    mean, variance = (moment.detach() for moment in p(q, xt, t))
+    mean, variance = (moment.detach() for moment in p.predict_x0(q, xt, t))
     for i, s in enumerate(t.tolist()):
         signal = math.prod(1 - b for b in q.beta[: s + 1].tolist())
         assert close(mean[i], math.sqrt(signal) * xt[i], 1e-12)
         assert close(variance[i], torch.full_like(xt[i], 1 - signal), 1e-12)
-    law, kernel = VPrediction(p)(q, xt[1:], t[1:]), q.transition(xt[1:], t[1:])
+    law, kernel = p(q, xt[1:], t[1:]), q.transition(xt[1:], t[1:])
     assert close(law.mean.detach(), kernel.mean, 1e-12)
     assert close(law.variance.detach(), kernel.variance.expand_as(xt[1:]), 1e-12)
 
@@ -696,19 +712,21 @@ def test_image_denoiser_hears_the_noise_level_and_not_t():
     short, long = GaussianForward(log_snr_linear(6, 0.01, 0.95)), GaussianForward(log_snr_linear(11, 0.01, 0.95))
     xt = draws(3, 1, 4, 4).double()
     for t in range(1, 6):
-        a = torch.cat(p(short, xt, torch.full((3,), t)))
-        assert close(a, torch.cat(p(long, xt, torch.full((3,), 2 * t - 1))), 1e-5)
-        assert bool((a != torch.cat(p(long, xt, torch.full((3,), 2 * t)))).any())
+        a = torch.cat(p.predict_x0(short, xt, torch.full((3,), t)))
+        assert close(a, torch.cat(p.predict_x0(long, xt, torch.full((3,), 2 * t - 1))), 1e-5)
+        assert bool((a != torch.cat(p.predict_x0(long, xt, torch.full((3,), 2 * t)))).any())
 
 
 def test_image_denoiser_takes_one_t_or_many_and_each_image_alone():
     p, q = scramble(denoiser(3), size=0.1), GaussianForward(log_snr_linear(6, 0.01, 0.95))
     xt, t = draws(3, 3, 8, 4).double(), torch.tensor([2, 4, 6])
-    mean, variance = p(q, xt, t)
+    mean, variance = p.predict_x0(q, xt, t)
     assert mean.shape == variance.shape == xt.shape and bool((variance > 0).all())
     for i in range(3):
         one = int(t[i])
-        assert close(p(q, xt, one)[0][i], mean[i], 1e-5) and close(p(q, xt, one)[1][i], variance[i], 1e-5)
+        assert close(p.predict_x0(q, xt, one)[0][i], mean[i], 1e-5) and close(
+            p.predict_x0(q, xt, one)[1][i], variance[i], 1e-5
+        )
 
 
 def test_image_denoiser_answers_where_the_chain_has_forgotten_all():
@@ -716,7 +734,7 @@ def test_image_denoiser_answers_where_the_chain_has_forgotten_all():
     p, xt, t = scramble(denoiser(), size=0.1), draws(2, 1, 4, 4).double(), torch.tensor([4, 4])
     gone, faint = linear_alpha_bar(4), linear_alpha_bar(4)
     faint[4] -= 1e-12
-    answers = [torch.cat(p(GaussianForward(beta), xt, t)) for beta in (gone, faint)]
+    answers = [torch.cat(p.predict_x0(GaussianForward(beta), xt, t)) for beta in (gone, faint)]
     assert bool(answers[0].isfinite().all()) and close(*answers, 1e-4)
 
 
@@ -725,29 +743,30 @@ def test_parted_denoisers_answer_each_for_its_own_noise_levels():
     q = GaussianForward(beta_from_alpha_bar(torch.tensor([0.7, 0.5, 0.49, 0.01], dtype=torch.float64)))
     noisy, clear = scramble(denoiser(), size=0.1), scramble(denoiser(), size=0.2)
     xt, t = draws(5, 1, 4, 4).double(), torch.tensor([3, 1, 4, 2, 3])
-    parted = NoiseLevelExperts(noisy, clear, threshold=0.505)
-    both = torch.stack(parted(q, xt, t))
-    ours, theirs = (torch.stack(network(q, xt, t)) for network in (noisy, clear))
+    parted = VPrediction(NoiseLevelExperts(noisy.network, clear.network, threshold=0.505))
+    both = torch.stack(parted.predict_x0(q, xt, t))
+    ours, theirs = (torch.stack(p.predict_x0(q, xt, t)) for p in (noisy, clear))
     low = t > 2
     assert close(both[:, low], ours[:, low], 1e-5) and close(both[:, ~low], theirs[:, ~low], 1e-5)
     assert not close(ours, theirs, 1e-2)
     for s, network in ((2, clear), (3, noisy)):
         one = s
-        assert torch.equal(torch.stack(parted(q, xt, one)), torch.stack(network(q, xt, one)))
+        assert torch.equal(torch.stack(parted.predict_x0(q, xt, one)), torch.stack(network.predict_x0(q, xt, one)))
 
 
 def test_denoisers_answer_where_nothing_is_left_of_the_signal():
     """β_T = 1: the logarithm of the signal is −∞ there."""
     q, x = GaussianForward(linear_alpha_bar(10)), draws(3, 2)
-    for answer in FourierMLP(2, width=8, n_layers=2, n_frequencies=1)(q, x, torch.tensor([1, 5, 10])):
+    for answer in point_model(n_frequencies=1).predict_x0(q, x, torch.tensor([1, 5, 10])):
         assert answer.isfinite().all()
 
 
 def test_either_of_two_parted_denoisers_learns_from_its_own_samples_alone():
     q, x = GaussianForward(log_snr_linear(20, 0.01, 0.9)), draws(2, 1, 4, 4)
-    for t, n, taught in ((2, 2, "clear"), (20, 2, "noisy"), (2, 1, "clear"), (20, 1, "noisy")):
-        parted = NoiseLevelExperts(scramble(denoiser(), size=0.1), scramble(denoiser(), size=0.1), threshold=0.5)
-        torch.cat(parted(q, x[:n], torch.tensor([t, t])[:n])).square().sum().backward()
+    for t, n, taught in ((2, 2, "low"), (20, 2, "high"), (2, 1, "low"), (20, 1, "high")):
+        high, low = (scramble(denoiser(), size=0.1).network for _ in range(2))
+        parted = NoiseLevelExperts(high, low, threshold=0.5)
+        torch.cat(VPrediction(parted).predict_x0(q, x[:n], torch.tensor([t, t])[:n])).square().sum().backward()
         for name, parameter in parted.named_parameters():
             assert parameter.grad is not None  # which DDP waits for, be it 0
             assert bool(parameter.grad.any()) == name.startswith(taught)
@@ -757,7 +776,7 @@ def test_every_parameter_of_the_image_networks_learns():
     t, q = torch.tensor([2, 11, 20]), GaussianForward(log_snr_linear(20, 0.01, 0.9))
     both, ours = scramble(both_net(), size=0.1), scramble(denoiser(3), size=0.1)
     x = draws(3, 3, 4, 4)
-    for network, answer in ((both, both(x, t)), (ours, torch.cat(ours(q, x, t)))):
+    for network, answer in ((both, both(x, t)), (ours, torch.cat(ours.predict_x0(q, x, t)))):
         answer.square().sum().backward()
         assert all(bool(parameter.grad.any()) for parameter in network.parameters())
 
@@ -765,12 +784,12 @@ def test_every_parameter_of_the_image_networks_learns():
 @pytest.mark.parametrize(("sizes", "reach"), [(1, 3), (2, 10), (3, 22)])
 def test_a_u_net_sees_as_far_as_the_smallest_size_reaches(sizes, reach):
     """The slope of a corner's answer in the pixels of its row: none beyond the convolutions of the coarsest size."""
-    network = ImageDenoiser(1, 4, u_net((4,) * sizes, (1,) * sizes), n_frequencies=0)
+    network = u_net_model(widths=(4,) * sizes, depths=(1,) * sizes)
     torch.manual_seed(0)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     x = torch.zeros(1, 1, 48, 48, requires_grad=True)
-    mean, _ = network(GaussianForward(log_snr_linear(10, 1e-3, 0.9)), x, torch.tensor([5]))
+    mean, _ = network.predict_x0(GaussianForward(log_snr_linear(10, 1e-3, 0.9)), x, torch.tensor([5]))
     (slope,) = torch.autograd.grad(mean[0, 0, 0, 0], x)
     assert int(slope[0, 0, 0].nonzero().max()) == reach
 
@@ -792,8 +811,8 @@ def test_a_pair_block_starts_as_nothing_and_answers_its_level():
     h, level, block = draws(2, 4, 6, 6), draws(2, EMBEDDING_SIZE), ResidualBlock(4)
     assert torch.equal(block(h, level), h)
     scramble(block)
-    scale, shift = (part[:, :, None, None] for part in block.level(level).split(4, dim=1))
-    first, second = ((layer.weight, layer.bias) for layer in (block.inward, block.outward))
+    scale, shift = (part[:, :, None, None] for part in block.film_layer(level).split(4, dim=1))
+    first, second = ((layer.weight, layer.bias) for layer in (block.conv_in, block.conv_out))
     between = conv2d(h * h.sigmoid(), *first, padding=1) * (1 + scale) + shift
     assert close(block(h, level), h + conv2d(between * between.sigmoid(), *second, padding=1), 1e-4)
 
@@ -801,8 +820,8 @@ def test_a_pair_block_starts_as_nothing_and_answers_its_level():
 def test_halved_adds_what_it_makes_of_the_means_of_four_pixels():
     h, halved = draws(2, 3, 4, 6), UNetLevel(3, 5, ConditionalSequential())
     means = h.view(2, 3, 2, 2, 3, 2).mean((3, 5))
-    inside = conv2d(means, halved.inward.weight, halved.inward.bias)
-    back = conv2d(inside, halved.outward.weight, halved.outward.bias)
+    inside = conv2d(means, halved.conv_in.weight, halved.conv_in.bias)
+    back = conv2d(inside, halved.conv_out.weight, halved.conv_out.bias)
     assert close(halved(h, draws(2, EMBEDDING_SIZE)), h + back.repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 
@@ -812,32 +831,35 @@ def test_halved_refuses_a_size_that_does_not_halve():
 
 
 def test_gaussian_denoiser_hears_a_quarter_of_the_log_snr():
-    q, p = GaussianForward(log_snr_linear(6, 0.01, 0.95)), FourierMLP(2, 8, 2, 3)
-    p.mlp = Listens(4)
-    p(q, torch.zeros(4, 2).double(), torch.full((4,), 3))
+    q, p = GaussianForward(log_snr_linear(6, 0.01, 0.95)), point_model()
+    p.network.mlp = Listens(4)
+    p.predict_x0(q, torch.zeros(4, 2).double(), torch.full((4,), 3))
     want = (q.alpha_bar[3] / q.noise_variance[3]).log() / 4
-    assert torch.allclose(p.mlp.told[:, 2], want.float().expand(4), atol=1e-6)
+    assert torch.allclose(p.network.mlp.told[:, 2], want.float().expand(4), atol=1e-6)
 
 
 def test_binomial_denoiser_hears_a_quarter_of_the_evidence_and_the_signal():
-    q, p, xt = BernoulliForward(linear_alpha_bar(6), 0.2), BinomialDenoiser(2, 8, 2), torch.eye(2).double()
-    p.mlp = Listens(2)
+    q, p, xt = BernoulliForward(linear_alpha_bar(6), 0.2), bit_model(2), torch.eye(2).double()
+    p.network = Listens(2)
     t = torch.full((2,), 2)
-    p(q, xt, t)
+    p.predict_x0(q, xt, t)
     want = torch.cat([q.log_likelihood_ratio(xt, t) / 4, q.alpha_bar[2].expand(2, 1)], dim=1)
-    assert torch.allclose(p.mlp.told, want.float(), atol=1e-6)
+    assert torch.allclose(p.network.told, want.float(), atol=1e-6)
 
 
-def test_image_denoiser_hears_levels_from_minus_8_to_16():
-    p = ImageDenoiser(1, 4, u_net((4,), (1,)), 0)
-    assert EMBEDDING_SIZE == 16 and torch.allclose(p.centres, torch.linspace(-8, 16, 16))
+def test_noise_is_embedded_by_bumps_from_minus_8_to_16():
+    centres = torch.linspace(-8, 16, 16)
+    log_snr = torch.tensor([-9.0, 0.3, 17.0])
+    assert EMBEDDING_SIZE == 16
+    assert torch.allclose(noise_embedding(log_snr[:, None, None, None]), rbf(log_snr, centres, 24 / 15))
+    assert torch.allclose(noise_embedding(log_snr[1]), rbf(log_snr[1:2], centres, 24 / 15))
 
 
 def test_waves_of_a_picture_fade_by_its_noise_level(monkeypatch):
-    q, p, heard = GaussianForward(log_snr_linear(6, 0.01, 0.95)), ImageDenoiser(1, 4, u_net((4,), (1,)), 2), []
-    p.inward.register_forward_pre_hook(lambda _, x: heard.append(x[0]))
+    q, p, heard = GaussianForward(log_snr_linear(6, 0.01, 0.95)), u_net_model(n_frequencies=2), []
+    p.network.conv_in.register_forward_pre_hook(lambda _, x: heard.append(x[0]))
     xt = torch.randn(2, 1, 4, 4, generator=Generator().manual_seed(0)).double()
-    p(q, xt, torch.tensor([1, 5]))
+    p.predict_x0(q, xt, torch.tensor([1, 5]))
     x, noise = xt.float(), q.noise_variance[[1, 5]].float().view(2, 1, 1, 1)
     waves = [
         (-((2 * math.pi * 2**k) ** 2) * noise / 2).exp() * f(2 * math.pi * 2**k * x)
@@ -848,10 +870,10 @@ def test_waves_of_a_picture_fade_by_its_noise_level(monkeypatch):
 
 
 def test_the_last_layer_of_the_image_denoiser_sees_silu():
-    q, p, seen = GaussianForward(log_snr_linear(6, 0.01, 0.95)), ImageDenoiser(1, 4, u_net((4,), (1,)), 0), []
-    p.blocks.register_forward_hook(lambda _, x, h: seen.append(h))
-    p.outward.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
-    p(q, torch.randn(2, 1, 4, 4).double(), torch.tensor([2, 5]))
+    q, p, seen = GaussianForward(log_snr_linear(6, 0.01, 0.95)), u_net_model(), []
+    p.network.blocks.register_forward_hook(lambda _, x, h: seen.append(h))
+    p.network.conv_out.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    p.predict_x0(q, torch.randn(2, 1, 4, 4).double(), torch.tensor([2, 5]))
     assert torch.allclose(seen[1], seen[0] * seen[0].sigmoid(), atol=1e-6)
 
 
