@@ -270,4 +270,4 @@ def test_the_checks_above_see_what_they_look_for():
     assert long_functions(ast.parse(f"class C:\n  def m():\n{body}\ndef g():\n{body[:-10]}\n")) == ["m"]
     for word in re.findall(r"\[(\w)\](\w+)", RETIRED.pattern):
         assert RETIRED.findall(f"law.{''.join(word)}(x)") == ["".join(word)]
-    assert not RETIRED.findall("beholding at_times Partedness")
+    assert not RETIRED.findall("withhold at_times Partedness")

@@ -178,7 +178,7 @@ def test_binomial_data_of_the_rate_of_pi_keep_it():
         assert float(q.marginal(x0, steps(t, x0)).probs.mean()) == pytest.approx(0.2, abs=1e-14)
 
 
-def test_the_last_step_of_erase_evenly_forgets_the_start():
+def test_the_last_step_of_linear_alpha_bar_forgets_the_start():
     q = BernoulliForward(linear_alpha_bar(6), 0.2)
     law = q.marginal(BOTH, steps(6, BOTH))
     assert law.probs.flatten().tolist() == pytest.approx([0.2, 0.2], abs=1e-15)
@@ -336,7 +336,7 @@ def test_a_t_for_each_sample_and_any_shape():
             assert torch.equal(whole.mean.flatten(1), flat)
 
 
-def test_at_time_picks_by_index_and_takes_the_type_of_x():
+def test_extract_picks_by_index_and_takes_the_type_of_x():
     values = torch.linspace(0, 1, 5, dtype=torch.float64)
     picked = extract(values, torch.tensor([0, 4, 2]), torch.zeros(3, 2, 2))
     assert picked.shape == (3, 1, 1) and picked.dtype == torch.float32

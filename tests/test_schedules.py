@@ -34,7 +34,7 @@ def random_rates(T, seed=0, low=0.01, high=0.6):
 
 
 @pytest.mark.parametrize("T", [1, 2, 3, 10, 2000])
-def test_erase_evenly_erases_the_same_share_of_the_first_signal_each_step(T):
+def test_linear_alpha_bar_erases_the_same_share_of_the_first_signal_each_step(T):
     beta = linear_alpha_bar(T)
     assert beta.shape == (T + 1,) and beta.dtype == torch.float64
     assert beta[0] == 0 and beta[T] == 1
