@@ -302,7 +302,7 @@ def plot_point_frames(frames: Sequence[Tensor], label: Callable[[int], str]) -> 
 
 
 def timestep_panels(t: int, lines: dict[str, Tensor], ylabel: str, **axes_options) -> tuple[Figure, Axes]:
-    """One moment of a chain: a square panel to draw in; below it lines over t = 0…T, [T+1] each, with dots at t."""
+    """One timestep of a process: a square panel to draw in; below it lines over t = 0…T, [T+1] each, with dots at t."""
     figure = NotebookFigure(figsize=(4, 5.9))
     above, below = figure.add_axes((0.19, 0.421, 0.77, 0.522)), figure.add_axes((0.19, 0.095, 0.77, 0.18))
     for (name, y), dash in zip(lines.items(), ("-", "--", ":"), strict=False):
@@ -319,7 +319,7 @@ def timestep_panels(t: int, lines: dict[str, Tensor], ylabel: str, **axes_option
 def plot_swiss_roll_at(
     x: Tensor, place: Tensor, t: int, lines: dict[str, Tensor], ylabel: str, drift: Tensor | None = None, **axes_options
 ) -> Figure:
-    """Points of the plane [n, 2], each in the colour of its `place` in 0…1, [n]; lines over t as `moment` has them.
+    """Points of the plane [n, 2], each in the colour of its `place` in 0…1, [n]; lines over t as in `timestep_panels`.
 
     drift [m, m, 2, 2]: places on a square grid and the arrows there, scaled so that two in three fit their cell; longer
     ones are cut.
