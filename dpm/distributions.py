@@ -221,7 +221,8 @@ class Bernoulli(Distribution):
 class Categorical(Distribution):
     """P(x = values[k]) = probs[…, k]: each entry takes one of a few values.
 
-    `values` [k] are numbers in ascending order, `probs` [B, …, k]. A probability may be 0 in all that it is asked for.
+    `values` [k] are numbers in ascending order, `probs` [B, …, k]. A probability may be 0 in all that it is asked for,
+    and makes no gradient NaN.
     """
 
     def __init__(self, probs: Tensor, values: Tensor):
@@ -244,19 +245,22 @@ class Categorical(Distribution):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log probability of x, nats; −∞ for what cannot be."""
-        index = torch.searchsorted(self.values, x.contiguous())
+        index = torch.searchsorted(self.values, x.contiguous()).clamp(max=len(self.values) - 1)
         shape = torch.broadcast_shapes(index.shape, self.probs.shape[:-1])
         probs = self.probs.expand(*shape, len(self.values))
-        return probs.gather(-1, index.expand(shape)[..., None])[..., 0].log()
+        prob = probs.gather(-1, index.expand(shape)[..., None])[..., 0]
+        possible = (prob > 0) & (self.values[index] == x)
+        return torch.where(possible, torch.where(possible, prob, 1.0).log(), -torch.inf)
 
     def entropy(self) -> Tensor:
         """Entropy, nats."""
-        return entr(self.probs).sum(-1)
+        return entr(torch.where(self.probs > 0, self.probs, 1.0)).sum(-1)
 
     def cross_entropy(self, other: Distribution) -> Tensor:
         """−E log other(x), nats; 0 log 0 is 0."""
         assert isinstance(other, Categorical)
-        return -torch.xlogy(self.probs, other.probs).sum(-1)
+        never = (self.probs == 0) & (other.probs == 0)
+        return -torch.xlogy(self.probs, torch.where(never, 1.0, other.probs)).sum(-1)
 
     def kl_divergence(self, other: Distribution) -> Tensor:
         """KL(self ‖ other), nats."""

@@ -1,4 +1,4 @@
-"""The exact optimum against brute force: enumeration for bits, quadrature for Gaussian mixtures, in float64."""
+"""Ideal reverse models against brute force: enumeration for bits, quadrature for Gaussian mixtures, in float64."""
 
 import math
 
@@ -42,19 +42,19 @@ PLACES, WIDTH = real(-1.1, 0.2, 1.0)[:, None], 0.1  # a mixture of three normals
 # Bits, by enumeration of x⁰ and x^{t−1}
 
 
-@pytest.mark.parametrize(("points", "rate"), [(THREE, 0.5), (THREE, 0.2), (heartbeat_sequences(4, 2), 0.2)])
+@pytest.mark.parametrize(("points", "prior_prob"), [(THREE, 0.5), (THREE, 0.2), (heartbeat_sequences(4, 2), 0.2)])
 @pytest.mark.parametrize("T", [2, 5])
-def test_optimum_of_bits_is_the_mean_of_q_of_the_step_before(points, rate, T):
+def test_ideal_of_bits_is_the_mean_of_q_of_the_step_before(points, prior_prob, T):
     """f_b* = q(x^{t−1}_i = 1 | x^t), from the joint of x⁰, x^{t−1}, x^t over all states."""
     bits = points.shape[1]
-    q, states, p = BernoulliForward(linear_alpha_bar(T), rate), all_states(bits), IdealReverse(points)
+    q, states, p = BernoulliForward(linear_alpha_bar(T), prior_prob), all_states(bits), IdealReverse(points)
     for t in range(2, T + 1):
         laws = q.marginal(points, torch.full((len(points),), t - 1))
         before = torch.stack([laws.log_prob(s).sum(1).exp().mean() for s in states])  # q(x^{t−1})
         kernel = q.transition(states, torch.full((len(states),), t))
         joint = torch.stack([before * kernel.log_prob(s).sum(1).exp() for s in states])  # [x^t, x^{t−1}]
-        rates = joint @ states / joint.sum(1, keepdim=True)
-        assert torch.allclose(p(q, states, torch.full((len(states),), t)).probs, rates, atol=1e-11, rtol=0)
+        probs = joint @ states / joint.sum(1, keepdim=True)
+        assert torch.allclose(p(q, states, torch.full((len(states),), t)).probs, probs, atol=1e-11, rtol=0)
 
 
 def exact_K_of_bits(p, q, points):
@@ -70,11 +70,11 @@ def exact_K_of_bits(p, q, points):
     return -kl + (at_T - at_1 - prior).mean()
 
 
-@pytest.mark.parametrize(("points", "rate"), [(THREE, 0.5), (heartbeat_sequences(4, 2), 0.5)])
+@pytest.mark.parametrize(("points", "prior_prob"), [(THREE, 0.5), (heartbeat_sequences(4, 2), 0.5)])
 @pytest.mark.parametrize("T", [2, 6])
-def test_no_other_reversal_of_bits_beats_the_optimum(points, rate, T):
-    """Exactly: the log odds of f_b* moved at random lower K, and the slope of K at f_b* is 0."""
-    q, best = BernoulliForward(linear_alpha_bar(T), rate), IdealReverse(points)
+def test_no_other_reverse_model_of_bits_beats_the_ideal(points, prior_prob, T):
+    """Exactly: the logits of f_b* moved at random lower K, and the slope of K at f_b* is 0."""
+    q, best = BernoulliForward(linear_alpha_bar(T), prior_prob), IdealReverse(points)
     K, bits = exact_K_of_bits(best, q, points), points.shape[1]
     shift = torch.zeros(T + 1, bits, bits + 1, dtype=torch.float64, requires_grad=True)
 
@@ -92,7 +92,7 @@ def test_no_other_reversal_of_bits_beats_the_optimum(points, rate, T):
 
 
 @pytest.mark.parametrize("T", [2, 6, 40])
-def test_best_K_of_bits_is_below_minus_the_entropy_of_the_data(T):
+def test_ideal_K_of_bits_is_below_minus_the_entropy_of_the_data(T):
     """K* ≤ −H(X⁰) = −log 2 for two sequences of mean activity 0.5, exactly."""
     points = heartbeat_sequences(4, 2)
     loss = -math.log(2) - float(
@@ -103,14 +103,14 @@ def test_best_K_of_bits_is_below_minus_the_entropy_of_the_data(T):
         assert loss < 0.4  # small steps lose little
 
 
-def test_best_K_of_the_heartbeat_is_below_minus_its_entropy():
+def test_ideal_K_of_the_heartbeat_is_below_minus_its_entropy():
     q, points = BernoulliForward(linear_alpha_bar(50), 0.2), heartbeat_sequences()
     x0 = heartbeat(500, Generator().manual_seed(0))
     K, error = mean_and_stderr(evaluate(IdealReverse(points), q, x0, Generator().manual_seed(1)).K)
     assert -math.log(5) - 3 < K < -math.log(5) - 5 * error
 
 
-def test_log_probability_of_a_finite_set():
+def test_log_prob_of_a_finite_set():
     p = IdealReverse(THREE)
     x0 = torch.cat([THREE, 1 - THREE])
     assert p.log_prob(x0).tolist() == pytest.approx([-math.log(3)] * 3 + [-math.inf] * 3, abs=1e-15)
@@ -127,7 +127,7 @@ def mixture_before(q, points, variance, t, grid):
 
 
 @pytest.mark.parametrize("xt", [-1.7, 0.0, 0.6, 2.4])
-def test_blurred_optimum_has_the_moments_of_q_of_the_step_before(xt):
+def test_ideal_of_a_mixture_has_the_moments_of_q_of_the_step_before(xt):
     q, y = GaussianForward(log_snr_linear(5, 0.05, 0.95)), np.linspace(-9, 9, 18_001)[:, None]
     p = IdealMixtureReverse(PLACES, WIDTH)
     for t in range(2, 6):
@@ -141,7 +141,7 @@ def test_blurred_optimum_has_the_moments_of_q_of_the_step_before(xt):
 
 
 @pytest.mark.parametrize("variance", [0.0, 0.05])
-def test_optimum_in_the_plane_has_the_diagonal_moments_of_q_of_the_step_before(variance):
+def test_ideal_in_the_plane_has_the_diagonal_moments_of_q_of_the_step_before(variance):
     points, xt = real([1.2, -0.3], [-0.5, 1.0], [-0.7, -0.7]), real([0.3, 0.4])
     q, axis = GaussianForward(log_snr_linear(4, 0.1, 0.9)), np.linspace(-7, 7, 281)
     y = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
@@ -157,16 +157,16 @@ def test_optimum_in_the_plane_has_the_diagonal_moments_of_q_of_the_step_before(v
         assert law.variance[0].tolist() == pytest.approx((weight @ (y - mean) ** 2).tolist(), abs=1e-9)
 
 
-def test_blur_of_no_width_is_the_finite_set():
+def test_a_mixture_of_no_variance_is_the_finite_set():
     q, xt, t = GaussianForward(log_snr_linear(4, 0.1, 0.9)), real([0.3, 0.4], [-2, 1]), torch.tensor([2, 4])
     points = real([1.2, -0.3], [-0.5, 1.0])
-    sharp, blurred = IdealReverse(points)(q, xt, t), IdealMixtureReverse(points, 0.0)(q, xt, t)
-    assert torch.allclose(sharp.mean, blurred.mean, atol=1e-13, rtol=0)
-    assert torch.allclose(sharp.variance, blurred.variance, atol=1e-13, rtol=0)
+    points_alone, mixture = IdealReverse(points)(q, xt, t), IdealMixtureReverse(points, 0.0)(q, xt, t)
+    assert torch.allclose(points_alone.mean, mixture.mean, atol=1e-13, rtol=0)
+    assert torch.allclose(points_alone.variance, mixture.variance, atol=1e-13, rtol=0)
 
 
 def mixture_quadrature(nodes=40):
-    """x⁰ of the blurred mixture, and one noise for x^t, with weights that average smooth functions: Gauss-Hermite."""
+    """x⁰ of the mixture, and one noise for x^t, with weights that average smooth functions: Gauss-Hermite."""
     z, w = np.polynomial.hermite_e.hermegauss(nodes)
     z, w = real(*z), real(*(w / w.sum()))
     x0 = (PLACES + math.sqrt(WIDTH) * z).flatten()
@@ -182,7 +182,7 @@ def K_by_quadrature(p, q):
 
 
 @pytest.mark.parametrize("T", [2, 5])
-def test_no_other_reversal_of_gaussians_beats_the_optimum(T):
+def test_no_other_reverse_model_of_gaussians_beats_the_ideal(T):
     """By quadrature: means moved or variances scaled, at every t or as a function of x^t, lower K."""
     q, best = GaussianForward(log_snr_linear(T, 0.05, 0.95)), IdealMixtureReverse(PLACES, WIDTH)
     K = K_by_quadrature(best, q)
@@ -209,7 +209,7 @@ def test_no_other_reversal_of_gaussians_beats_the_optimum(T):
                 assert fall > 1e-5
 
 
-def test_best_K_of_a_mixture_is_below_minus_its_entropy():
+def test_ideal_K_of_a_mixture_is_below_minus_its_entropy():
     """K* ≤ −H(X⁰), by quadrature; the data's second moment is not 1, so K is taken with the cross entropies to π."""
     q = GaussianForward(log_snr_linear(5, 0.02, 0.99))
     scale = math.sqrt(float(PLACES.square().mean()) + WIDTH)
@@ -223,7 +223,7 @@ def test_best_K_of_a_mixture_is_below_minus_its_entropy():
     assert minus_entropy - 1 < K <= minus_entropy
 
 
-def test_best_K_of_the_swiss_roll_is_below_minus_its_entropy():
+def test_ideal_K_of_the_swiss_roll_is_below_minus_its_entropy():
     """T = 40: the gap between −H(X⁰) and K*, sample by sample, is positive by more than 5 standard errors."""
     best = IdealMixtureReverse(swiss_roll_points(1000), ROLL_NOISE**2)
     x0 = swiss_roll(2_000, Generator().manual_seed(0))
@@ -233,7 +233,7 @@ def test_best_K_of_the_swiss_roll_is_below_minus_its_entropy():
 
 
 @pytest.mark.parametrize("variance", [0.01, 0.3])
-def test_log_probability_of_a_blurred_set_is_its_mixture_density(variance):
+def test_log_prob_of_a_mixture_is_its_mixture_density(variance):
     points = real([1.2, -0.3], [-0.5, 1.0], [-0.7, -0.7])
     p, axis = IdealMixtureReverse(points, variance), np.linspace(-5, 5, 501)
     grid = torch.tensor(np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2))
@@ -245,7 +245,7 @@ def test_log_probability_of_a_blurred_set_is_its_mixture_density(variance):
     assert float(log_density.exp().sum()) * (axis[1] - axis[0]) ** 2 == pytest.approx(1, abs=1e-10)
 
 
-def test_log_probability_of_a_curve_is_quadrature_over_it():
+def test_log_prob_of_a_curve_is_quadrature_over_it():
     """Four times the points change nothing but a little at the curve's two ends: they lie closer than their width."""
     x0 = swiss_roll(500, Generator().manual_seed(0))
     coarse, fine = (IdealMixtureReverse(swiss_roll_points(count), ROLL_NOISE**2).log_prob(x0) for count in (2000, 8000))
@@ -253,21 +253,21 @@ def test_log_probability_of_a_curve_is_quadrature_over_it():
     assert float((coarse - fine).abs().median()) < 1e-9
 
 
-# K* of bits, counted, and K* of anything, averaged over the x⁰ that explain an x^t
+# K* of bits, enumerated, and K* of anything, averaged over the x⁰ that explain an x^t
 
 UNEVEN = real(0.5, 0.3, 0.2)
 
 
 @pytest.mark.parametrize(("length", "period"), [(4, 2), (6, 3), (7, 3), (5, 8), (8, 4)])
 @pytest.mark.parametrize("T", [2, 7])
-def test_counted_K_is_K_over_every_state(length, period, T):
+def test_enumerated_K_is_K_over_every_state(length, period, T):
     points = heartbeat_sequences(length, period)
     q = BernoulliForward(linear_alpha_bar(T), float(points.mean()))
     best = IdealReverse(points)
     assert float(enumerate_ideal_K(best, q)) == pytest.approx(float(exact_K_of_bits(best, q, points)), abs=1e-11)
 
 
-def test_counted_K_of_weighted_points_is_that_of_points_repeated():
+def test_enumerated_K_of_weighted_points_is_that_of_points_repeated():
     """Weights 0.5, 0.3, 0.2 are ten points of which five, three and two are the same."""
     q, weighted = BernoulliForward(linear_alpha_bar(5), 0.4), IdealReverse(THREE, UNEVEN)
     repeated = THREE.repeat_interleave(torch.tensor([5, 3, 2]), 0)
@@ -303,7 +303,7 @@ def test_counts_of_three_states_stand_for_every_state_once():
 
 
 @pytest.mark.parametrize("T", [1, 2, 5])
-def test_counted_K_of_masks_is_K_over_every_trajectory(T):
+def test_enumerated_K_of_masks_is_K_over_every_trajectory(T):
     """(37)-(39) over all 3^3 states at every t, one transition matrix per step; and −2.698 and −2.469 by simulation."""
     points, q = THREE, AbsorbingForward(linear_alpha_bar(T))
     p, states = IdealReverse(points), torch.cartesian_prod(*[q.states] * points.shape[1])
@@ -322,7 +322,7 @@ def test_counted_K_of_masks_is_K_over_every_trajectory(T):
     assert float(enumerate_ideal_K(p, q)) == pytest.approx(total, abs=1e-12)
 
 
-def test_counted_K_of_masks_on_the_heartbeat_is_that_of_a_simulation():
+def test_enumerated_K_of_masks_on_the_heartbeat_is_that_of_a_simulation():
     K = {
         T: enumerate_ideal_K(IdealReverse(heartbeat_sequences()), AbsorbingForward(linear_alpha_bar(T)))
         for T in (20, 50)
@@ -331,7 +331,7 @@ def test_counted_K_of_masks_on_the_heartbeat_is_that_of_a_simulation():
     assert float(to_bits(K[50])) == pytest.approx(-2.469, abs=0.005)
 
 
-def test_too_many_states_are_not_counted():
+def test_too_many_states_are_not_enumerated():
     points = heartbeat_sequences(200, 10)
     assert enumerate_ideal_K(IdealReverse(points), BernoulliForward(linear_alpha_bar(3), 0.1)) is None
     assert (
@@ -341,7 +341,7 @@ def test_too_many_states_are_not_counted():
 
 
 @pytest.mark.parametrize("T", [2, 10, 2000])
-def test_counted_K_of_the_heartbeat_rises_towards_minus_its_entropy(T):
+def test_enumerated_K_of_the_heartbeat_rises_towards_minus_its_entropy(T):
     points = heartbeat_sequences()
     K, more = (
         float(enumerate_ideal_K(IdealReverse(points), BernoulliForward(linear_alpha_bar(n), 0.2)))
@@ -350,7 +350,7 @@ def test_counted_K_of_the_heartbeat_rises_towards_minus_its_entropy(T):
     assert K < more < -math.log(5)
 
 
-def test_counted_K_has_the_slope_of_its_difference_in_beta():
+def test_enumerated_K_has_the_slope_of_its_difference_in_beta():
     points, beta = heartbeat_sequences(6, 3), linear_alpha_bar(4)
     beta[-1] = 0.9
     beta.requires_grad_()
@@ -365,7 +365,7 @@ def test_counted_K_has_the_slope_of_its_difference_in_beta():
         assert float(slope[t]) == pytest.approx((up - down) / 2e-6, rel=1e-6)
 
 
-def test_averaged_K_of_bits_is_the_counted_one_in_the_mean():
+def test_averaged_K_of_bits_is_the_enumerated_one_in_the_mean():
     points, generator = heartbeat_sequences(), Generator().manual_seed(0)
     q, best = BernoulliForward(linear_alpha_bar(20), 0.2), IdealReverse(points)
     x0 = heartbeat(20_000, generator)
@@ -393,7 +393,7 @@ def test_averaged_K_on_the_line_is_K_by_quadrature():
     assert float(weight @ ideal_K(best, q, x0, Generator())) == pytest.approx(K, abs=1e-9)
 
 
-def test_full_optimum_has_all_moments_of_q_of_the_step_before():
+def test_full_covariance_ideal_has_all_moments_of_q_of_the_step_before():
     points, variance, xt = real([1.2, -0.3], [-0.5, 1.0], [-0.7, -0.7]), 0.05, real([0.3, 0.4])
     q, axis = GaussianForward(log_snr_linear(4, 0.1, 0.9)), np.linspace(-7, 7, 281)
     y = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
@@ -407,7 +407,7 @@ def test_full_optimum_has_all_moments_of_q_of_the_step_before():
         assert np.allclose(law.covariance[0], np.cov(y.T, aweights=weight, ddof=0), atol=1e-9)
 
 
-def test_full_optimum_loses_less_than_the_diagonal_one():
+def test_full_covariance_ideal_loses_less_than_the_diagonal_one():
     q, x0 = GaussianForward(log_snr_linear(6, 1e-3, 0.9)), swiss_roll(2_000, Generator().manual_seed(0))
     diagonal, full = (
         evaluate(kind(swiss_roll_points(500), ROLL_NOISE**2), q, x0, Generator().manual_seed(1)).K
@@ -441,7 +441,7 @@ def test_a_step_costs_what_its_two_signal_to_noise_ratios_say():
         assert torch.allclose(cost, 0.5 * torch.log1p((snr[t - 1] - snr[t]) * variance).sum(1), atol=1e-11)
 
 
-def test_best_schedule_beats_every_geometric_one():
+def test_best_schedule_beats_every_one_linear_in_log_snr():
     """On fresh samples, with the same noise: by more than three standard errors, and β_1 is as asked."""
     best, generator = IdealMixtureReverse(swiss_roll_points(500), ROLL_NOISE**2), Generator().manual_seed(0)
     beta = best_schedule(best, 8, 1e-3, swiss_roll(500, generator), generator, n_levels=150)
@@ -477,3 +477,40 @@ def test_weights_of_equal_points_add_up():
 
 def test_weights_lie_on_the_device_of_the_points():
     assert IdealReverse(torch.zeros(3, 2, device="meta")).weights.device.type == "meta"
+
+
+@pytest.mark.parametrize("t", [2, 3, 5])
+def test_one_t_for_a_batch_is_that_t_for_each(t):
+    """An int, and a LongTensor full of it: the same predictions and the same distribution of x^{t−1}."""
+    real_process, xt = GaussianForward(log_snr_linear(5, 0.05, 0.9)), real([0.3, 0.4], [-2, 1], [0.0, 0.1])
+    points, bits = real([1.2, -0.3], [-0.5, 1.0], [-0.7, -0.7]), all_states(3)
+    masked = torch.cartesian_prod(*[AbsorbingForward.states] * 3)
+    masked = masked[(masked[:, None] == torch.where(masked[:, None] == 0.5, 0.5, THREE)).all(2).any(1)]  # possible x^t
+    for p, q, x in (
+        (IdealReverse(points), real_process, xt),
+        (IdealMixtureReverse(points, 0.05), real_process, xt),
+        (IdealFullCovarianceReverse(points, 0.05), real_process, xt),
+        (IdealReverse(THREE), BernoulliForward(linear_alpha_bar(6), 0.2), bits),
+        (IdealReverse(THREE), AbsorbingForward(linear_alpha_bar(6)), masked),
+    ):
+        each = torch.full((len(x),), t)
+        for one, many in zip(p.predict_x0(q, x, t), p.predict_x0(q, x, each), strict=True):
+            assert one.shape == x.shape and torch.allclose(one, many.expand_as(x), atol=1e-13, rtol=0)
+        alike, apart, other = p(q, x, t), p(q, x, each), p(q, x, 4)
+        assert torch.allclose(alike.mean, apart.mean, atol=1e-13, rtol=0)
+        assert torch.allclose(alike.entropy(), apart.entropy(), atol=1e-13, rtol=0)
+        assert float((alike.mean - other.mean).abs().max()) > 1e-4
+
+
+def test_enumerated_K_of_masks_has_the_slope_of_its_difference_in_beta():
+    """β_T is 1 and stays so; below it every β has a slope, though most probabilities of a mask are 0 or 1."""
+    beta = real(0, 0.1, 0.4, 0.3, 1).requires_grad_()
+    [slope] = torch.autograd.grad(enumerate_ideal_K(IdealReverse(THREE), AbsorbingForward(beta)), beta)
+    for t in (1, 2, 3):
+        move = torch.zeros(5, dtype=torch.float64)
+        move[t] = 1e-6
+        up, down = (
+            float(enumerate_ideal_K(IdealReverse(THREE), AbsorbingForward(beta.detach() + s * move))) for s in (1, -1)
+        )
+        assert float(slope[t]) == pytest.approx((up - down) / 2e-6, rel=1e-5)
+        assert abs(float(slope[t])) > 1e-3

@@ -121,7 +121,7 @@ def test_odds_bumps_stay_what_the_shipped_weights_were_trained_with():
     assert g[1234, 30:35].tolist() == pytest.approx([0.0009665, 0.018852, 0.1352767, 0.3571057, 0.3467981], abs=1e-6)
 
 
-def test_no_bumps_are_an_empty_table():
+def test_no_basis_functions_are_an_empty_table():
     assert log_odds_rbf(5, 0).shape == (6, 0)
 
 
@@ -135,17 +135,17 @@ def test_time_bumps_are_equation_63_with_centres_evenly_inside_0_T(T, count):
         assert g[t].tolist() == pytest.approx(naive_bumps(t, centres, T / count), abs=1e-5)
 
 
-def readout(T=6, inputs=3, outputs=2, ties=4, scale=0.5):
-    return PerTimestepLinear(draws(T + 1, inputs + 1, outputs, seed=7), ties, scale)
+def readout(T=6, inputs=3, outputs=2, n_shared=4, scale=0.5):
+    return PerTimestepLinear(draws(T + 1, inputs + 1, outputs, seed=7), n_shared, scale)
 
 
-def test_bumps_and_start_are_no_parameters_and_fill_no_weights_file():
+def test_basis_and_init_are_no_parameters_and_fill_no_weights_file():
     names = {"per_timestep", "shared"}
     assert {name for name, _ in readout().named_parameters()} == set(readout().state_dict()) == names
 
 
-def test_readout_is_its_own_linear_layer_plus_the_smooth_part():
-    """own_t + Σ_j g_j(t) V_j, written out sample by sample, the constant 1 last."""
+def test_readout_is_a_linear_layer_per_timestep_plus_the_shared_part():
+    """per_timestep_t + Σ_j g_j(t) V_j, written out sample by sample, the constant 1 last."""
     layer = scramble(readout())
     h, t = draws(5, 3), torch.tensor([1, 6, 3, 3, 2])
     g, shared = log_odds_rbf(6, 4), layer.shared.view(4, 4, 2)
@@ -156,17 +156,17 @@ def test_readout_is_its_own_linear_layer_plus_the_smooth_part():
     assert close(layer(h, t), torch.stack(naive))
 
 
-def test_readout_starts_at_start():
+def test_readout_starts_at_init():
     layer, h = readout(), draws(6, 3)
     t = torch.arange(1, 7)
     naive = [torch.cat([h[i], torch.ones(1)]) @ layer.init[i + 1] for i in range(6)]
     assert close(layer(h, t), torch.stack(naive))
 
 
-@pytest.mark.parametrize("ties", [0, 4])
-def test_readout_gives_every_t_a_layer_of_its_own(ties):
+@pytest.mark.parametrize("n_shared", [0, 4])
+def test_readout_gives_every_t_a_layer_of_its_own(n_shared):
     """D.1.1, D.1.2: what is learned at t = 3 alone changes nothing at any other t."""
-    layer = scramble(readout(ties=ties))
+    layer = scramble(readout(n_shared=n_shared))
     h, t = draws(1, 3).expand(6, 3), torch.arange(1, 7)
     before = layer(h, t).detach()
     with torch.no_grad():
@@ -175,7 +175,7 @@ def test_readout_gives_every_t_a_layer_of_its_own(ties):
     assert changed.tolist() == [False, False, True, False, False, False]
 
 
-def test_tied_readout_shares_its_smooth_part_over_t():
+def test_readout_shares_its_basis_weights_over_t():
     layer = readout()
     h, t = draws(1, 3).expand(6, 3), torch.arange(1, 7)
     before = layer(h, t).detach()
@@ -227,11 +227,11 @@ def test_mlp_of_the_heartbeat_is_three_layers_of_50_sigmoid_units_shared_over_t(
     assert network(x[:1], t[:1]).shape == (1, 20)
 
 
-@pytest.mark.parametrize("rate", [0.5, 0.2])
+@pytest.mark.parametrize("prior_prob", [0.5, 0.2])
 @pytest.mark.parametrize(("T", "bits", "layers"), [(5, 3, 1), (50, 4, 3), (2000, 4, 2)])
-def test_mlp_starts_at_the_reversal_that_keeps_pi(T, bits, layers, rate):
+def test_mlp_starts_at_the_reversal_that_keeps_pi(T, bits, layers, prior_prob):
     """At every state and t its logits are those of the forward kernel, but for float32 rounding."""
-    q = BernoulliForward(linear_alpha_bar(T), rate)
+    q = BernoulliForward(linear_alpha_bar(T), prior_prob)
     p = LogitPrediction(SigmoidMLP(q, bits, width=10, n_layers=layers, n_shared=3))
     states = all_states(bits)
     for t in {2, 3, T // 2 + 1, T - 1, T}:
@@ -299,7 +299,7 @@ def test_every_parameter_learns():
         answer.square().sum().backward()
         for parameter in network.parameters():
             assert parameter.requires_grad
-            assert parameter.numel() == 0 or bool(parameter.grad.any())  # without ties nothing is shared
+            assert parameter.numel() == 0 or bool(parameter.grad.any())  # where n_shared is 0 nothing is shared
 
 
 # Denoisers
@@ -328,17 +328,17 @@ def test_gaussian_denoiser_starts_at_the_exact_answer_for_normal_data():
             assert close(law.variance.detach(), kernel.variance.expand_as(xt), 1e-12)
 
 
-@pytest.mark.parametrize("rate", [0.5, 0.2])
-def test_binomial_denoiser_starts_at_the_exact_answer_for_independent_bits(rate):
+@pytest.mark.parametrize("prior_prob", [0.5, 0.2])
+def test_bit_denoiser_starts_at_the_exact_answer_for_independent_bits(prior_prob):
     """P(x⁰=1|x^t) by Bayes' rule, bit by bit; the reversal is the forward kernel, so K starts at L_null."""
-    q, states = BernoulliForward(linear_alpha_bar(6), rate), all_states(3)
+    q, states = BernoulliForward(linear_alpha_bar(6), prior_prob), all_states(3)
     p = bit_model(3)
     for t in range(1, 7):
         steps = torch.full((len(states),), t)
         mean, variance = p.predict_x0(q, states, steps)
         one, zero = (
             weight * q.marginal(torch.full_like(states, b), steps).log_prob(states).exp()
-            for b, weight in ((1.0, rate), (0.0, 1 - rate))
+            for b, weight in ((1.0, prior_prob), (0.0, 1 - prior_prob))
         )
         assert close(mean.detach(), one / (one + zero), 1e-12)
         assert close(variance.detach(), (mean * (1 - mean)).detach(), 1e-15)
@@ -346,8 +346,8 @@ def test_binomial_denoiser_starts_at_the_exact_answer_for_independent_bits(rate)
             assert close(p(q, states, steps).probs.detach(), q.transition(states, steps).probs, 1e-12)
 
 
-class Says(nn.Module):
-    """A network that always answers the same."""
+class Constant(nn.Module):
+    """A network of constant output."""
 
     def __init__(self, *values):
         super().__init__()
@@ -357,10 +357,10 @@ class Says(nn.Module):
         return self.values.expand(len(features), -1)
 
 
-def test_gaussian_denoiser_moves_in_units_of_the_noise_left():
+def test_gaussian_denoiser_predicts_v_and_a_variance_relative_to_the_noise():
     q = GaussianForward(log_snr_linear(6, 0.01, 0.95))
     p = point_model()
-    p.network.mlp = Says(0.5, -1.0, 0.25, -2.0)
+    p.network.mlp = Constant(0.5, -1.0, 0.25, -2.0)
     xt = draws(3, 2).double()
     for t in range(1, 7):
         mean, variance = p.predict_x0(q, xt, torch.full((3,), t))
@@ -371,59 +371,59 @@ def test_gaussian_denoiser_moves_in_units_of_the_noise_left():
         assert close(variance, spread.expand(3, 2), 1e-12)
 
 
-def test_binomial_denoiser_adds_log_odds():
+def test_bit_denoiser_adds_to_the_logits():
     q = BernoulliForward(linear_alpha_bar(6), 0.2)
     p = bit_model(2)
     states, t = all_states(2), torch.full((4,), 3)
     before = p.predict_x0(q, states, t)[0].logit()
-    p.network = Says(0.5, -1.0)
+    p.network = Constant(0.5, -1.0)
     after = p.predict_x0(q, states, t)[0].logit()
     assert close((after - before).detach(), torch.tensor([[0.5, -1.0]], dtype=torch.float64).expand(4, 2), 1e-12)
 
 
-class Listens(nn.Module):
-    """A network that notes what it is told."""
+class Recorder(nn.Module):
+    """A network that records its input."""
 
     def __init__(self, outputs):
         super().__init__()
         self.outputs = outputs
 
     def forward(self, features):
-        self.told = features
+        self.given = features
         return torch.zeros(len(features), self.outputs)
 
 
-def test_denoisers_tell_their_network_the_level_of_the_noise():
+def test_denoisers_condition_their_network_on_the_noise_level():
     """One feature is the same for every x^t and moves one way with t."""
     gaussian, binomial = point_model(), bit_model(2)
-    gaussian.network.mlp, binomial.network = listens = Listens(4), Listens(2)
+    gaussian.network.mlp, binomial.network = recorders = Recorder(4), Recorder(2)
     for q, p, network in (
-        (GaussianForward(log_snr_linear(6, 0.01, 0.95)), gaussian, listens[0]),
-        (BernoulliForward(linear_alpha_bar(6), 0.2), binomial, listens[1]),
+        (GaussianForward(log_snr_linear(6, 0.01, 0.95)), gaussian, recorders[0]),
+        (BernoulliForward(linear_alpha_bar(6), 0.2), binomial, recorders[1]),
     ):
-        told = []
+        given = []
         for t in range(1, 7):
             p.predict_x0(q, all_states(2), torch.full((4,), t))
-            told.append(network.told)
-        features = torch.stack(told)  # [t, sample, feature]
+            given.append(network.given)
+        features = torch.stack(given)  # [t, sample, feature]
         same = (features == features[:, :1]).all(1).all(0)
         moves = features[:, 0].diff(dim=0).sign()
         assert bool((same & (moves[0] != 0) & (moves == moves[0]).all(0)).any())
 
 
-def test_gaussian_denoiser_tells_its_network_waves_of_x():
+def test_gaussian_denoiser_gives_its_network_fourier_features_of_x():
     p, xt = point_model(), draws(5, 2).double()
-    p.network.mlp = Listens(4)
+    p.network.mlp = Recorder(4)
     p.predict_x0(GaussianForward(log_snr_linear(6, 0.01, 0.95)), xt, torch.full((5,), 3))
-    columns = list(p.network.mlp.told.T)
-    waves = [wave(1.5 * 2**k * xt.float()) for k in range(3) for wave in (torch.sin, torch.cos)]
-    for column in torch.cat([xt.float(), *waves], 1).T:
-        assert any(close(column, told) for told in columns)
+    columns = list(p.network.mlp.given.T)
+    features = [wave(1.5 * 2**k * xt.float()) for k in range(3) for wave in (torch.sin, torch.cos)]
+    for feature in torch.cat([xt.float(), *features], 1).T:
+        assert any(close(feature, column) for column in columns)
     assert len(columns) == 1 + 2 + 2 * 6
 
 
 @pytest.mark.parametrize("batch", [1, 6])
-def test_trained_denoisers_hear_every_entry_and_t(batch):
+def test_trained_denoisers_depend_on_every_entry_and_on_t(batch):
     gaussian = scramble(point_model())
     binomial = scramble(bit_model(2))
     for q, p, xt in (
@@ -445,7 +445,7 @@ def test_trained_denoisers_hear_every_entry_and_t(batch):
 
 
 def picture(*shape, seed=1):
-    """Images of variance 1 as x^t has them in mid-chain: half a random walk over rows and columns, half noise."""
+    """Images of variance 1, like x^t halfway to noise: half a random walk over rows and columns, half noise."""
     walk = draws(*shape, seed=seed).cumsum(-1).cumsum(-2)
     walk = (walk - walk.mean((-1, -2), keepdim=True)) / walk.std((-1, -2), keepdim=True)
     return (walk + draws(*shape, seed=seed + 1)) / math.sqrt(2)
@@ -467,7 +467,7 @@ def both_net(T=20, channels=3, J=4, size=4):
 @pytest.mark.parametrize(
     ("kernel", "scales", "size"), [(3, 1, (5, 7)), (3, 2, (4, 6)), (5, 3, (8, 12)), (1, 4, (8, 8))]
 )
-def test_scale_sum_pools_convolves_upsamples_and_adds(kernel, scales, size):
+def test_multi_scale_sum_pools_convolves_upsamples_and_adds(kernel, scales, size):
     """D.2.1's steps 1 to 3, each scale alone: means of blocks, a convolution, every pixel repeated, the sum."""
     layer = scramble(MultiScaleSum(2, 3, kernel, scales, mean=0.4))
     x, total = draws(2, 2, *size), torch.zeros(2, 3, *size)
@@ -611,10 +611,11 @@ def test_images_in_channels_last_get_the_same_answer():
     assert close(last, network(x, t), 1e-5)
 
 
-def test_bumps_fill_no_weights_file_of_an_image_network():
-    assert not any(
-        "bumps" in name or "centres" in name for name in (*both_net().state_dict(), *denoiser().state_dict())
-    )
+def test_basis_functions_fill_no_weights_file_of_an_image_network():
+    """A weights file holds the parameters and nothing else, though the paper's network keeps its basis in a buffer."""
+    assert {name for name, _ in both_net().named_buffers()} == {"readout.basis"}
+    for network in (both_net(), denoiser()):
+        assert set(network.state_dict()) == {name for name, _ in network.named_parameters()}
     assert all(parameter.requires_grad for parameter in both_net().parameters())
 
 
@@ -706,8 +707,8 @@ def test_image_denoiser_starts_at_the_exact_answer_for_normal_data(channels):
     assert close(law.variance.detach(), kernel.variance.expand_as(xt[1:]), 1e-12)
 
 
-def test_image_denoiser_hears_the_noise_level_and_not_t():
-    """Two chains, of 6 steps and of 11, where every other step of one has the noise of the other."""
+def test_image_denoiser_depends_on_the_noise_level_and_not_on_t():
+    """Two forward processes, of 6 steps and of 11, where every other step of one has the noise of the other."""
     p = scramble(denoiser())
     short, long = GaussianForward(log_snr_linear(6, 0.01, 0.95)), GaussianForward(log_snr_linear(11, 0.01, 0.95))
     xt = draws(3, 1, 4, 4).double()
@@ -729,7 +730,7 @@ def test_image_denoiser_takes_one_t_or_many_and_each_image_alone():
         )
 
 
-def test_image_denoiser_answers_where_the_chain_has_forgotten_all():
+def test_image_denoiser_is_finite_where_the_forward_process_leaves_no_signal():
     """β_T = 1: nothing is left of x⁰ in x^T, and the answer is that of hardly anything left."""
     p, xt, t = scramble(denoiser(), size=0.1), draws(2, 1, 4, 4).double(), torch.tensor([4, 4])
     gone, faint = linear_alpha_bar(4), linear_alpha_bar(4)
@@ -738,20 +739,19 @@ def test_image_denoiser_answers_where_the_chain_has_forgotten_all():
     assert bool(answers[0].isfinite().all()) and close(*answers, 1e-4)
 
 
-def test_parted_denoisers_answer_each_for_its_own_noise_levels():
+def test_experts_answer_each_for_its_own_noise_levels():
     """At t = 1 and 2 signal prevails, or is as large as noise; at t = 3 and 4 noise prevails, and the other answers."""
     q = GaussianForward(beta_from_alpha_bar(torch.tensor([0.7, 0.5, 0.49, 0.01], dtype=torch.float64)))
     noisy, clear = scramble(denoiser(), size=0.1), scramble(denoiser(), size=0.2)
     xt, t = draws(5, 1, 4, 4).double(), torch.tensor([3, 1, 4, 2, 3])
-    parted = VPrediction(NoiseLevelExperts(noisy.network, clear.network, threshold=0.505))
-    both = torch.stack(parted.predict_x0(q, xt, t))
+    experts = VPrediction(NoiseLevelExperts(noisy.network, clear.network, threshold=0.505))
+    both = torch.stack(experts.predict_x0(q, xt, t))
     ours, theirs = (torch.stack(p.predict_x0(q, xt, t)) for p in (noisy, clear))
     low = t > 2
     assert close(both[:, low], ours[:, low], 1e-5) and close(both[:, ~low], theirs[:, ~low], 1e-5)
     assert not close(ours, theirs, 1e-2)
-    for s, network in ((2, clear), (3, noisy)):
-        one = s
-        assert torch.equal(torch.stack(parted.predict_x0(q, xt, one)), torch.stack(network.predict_x0(q, xt, one)))
+    for one, p in ((2, clear), (3, noisy)):
+        assert torch.equal(torch.stack(experts.predict_x0(q, xt, one)), torch.stack(p.predict_x0(q, xt, one)))
 
 
 def test_denoisers_answer_where_nothing_is_left_of_the_signal():
@@ -761,13 +761,13 @@ def test_denoisers_answer_where_nothing_is_left_of_the_signal():
         assert answer.isfinite().all()
 
 
-def test_either_of_two_parted_denoisers_learns_from_its_own_samples_alone():
+def test_either_of_two_experts_learns_from_its_own_samples_alone():
     q, x = GaussianForward(log_snr_linear(20, 0.01, 0.9)), draws(2, 1, 4, 4)
     for t, n, taught in ((2, 2, "low"), (20, 2, "high"), (2, 1, "low"), (20, 1, "high")):
         high, low = (scramble(denoiser(), size=0.1).network for _ in range(2))
-        parted = NoiseLevelExperts(high, low, threshold=0.5)
-        torch.cat(VPrediction(parted).predict_x0(q, x[:n], torch.tensor([t, t])[:n])).square().sum().backward()
-        for name, parameter in parted.named_parameters():
+        experts = NoiseLevelExperts(high, low, threshold=0.5)
+        torch.cat(VPrediction(experts).predict_x0(q, x[:n], torch.tensor([t, t])[:n])).square().sum().backward()
+        for name, parameter in experts.named_parameters():
             assert parameter.grad is not None  # which DDP waits for, be it 0
             assert bool(parameter.grad.any()) == name.startswith(taught)
 
@@ -794,8 +794,8 @@ def test_a_u_net_sees_as_far_as_the_smallest_size_reaches(sizes, reach):
     assert int(slope[0, 0, 0].nonzero().max()) == reach
 
 
-def test_waves_fade_to_their_mean_under_noise():
-    """Averaged over noise, a faded wave of noisy pixels is the wave of clean ones, faded twice."""
+def test_fourier_features_are_damped_to_their_mean_under_noise():
+    """Averaged over noise, a damped feature of noisy pixels is the feature of clean ones, damped twice."""
     x, variance = draws(1, 1, 2, 2).double(), torch.tensor(0.004, dtype=torch.float64)
     nodes, weights = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(60))
     noisy = x + variance.sqrt() * nodes[:, None, None, None]
@@ -807,7 +807,7 @@ def test_waves_fade_to_their_mean_under_noise():
     assert close(clean[3], (4 * math.pi * x).cos() * math.exp(-((4 * math.pi) ** 2) * 0.004), 1e-12)
 
 
-def test_a_pair_block_starts_as_nothing_and_answers_its_level():
+def test_a_residual_block_starts_as_the_identity_and_is_conditioned_by_film():
     h, level, block = draws(2, 4, 6, 6), draws(2, EMBEDDING_SIZE), ResidualBlock(4)
     assert torch.equal(block(h, level), h)
     scramble(block)
@@ -817,37 +817,37 @@ def test_a_pair_block_starts_as_nothing_and_answers_its_level():
     assert close(block(h, level), h + conv2d(between * between.sigmoid(), *second, padding=1), 1e-4)
 
 
-def test_halved_adds_what_it_makes_of_the_means_of_four_pixels():
-    h, halved = draws(2, 3, 4, 6), UNetLevel(3, 5, ConditionalSequential())
+def test_a_u_net_level_adds_what_it_makes_of_the_means_of_four_pixels():
+    h, level = draws(2, 3, 4, 6), UNetLevel(3, 5, ConditionalSequential())
     means = h.view(2, 3, 2, 2, 3, 2).mean((3, 5))
-    inside = conv2d(means, halved.conv_in.weight, halved.conv_in.bias)
-    back = conv2d(inside, halved.conv_out.weight, halved.conv_out.bias)
-    assert close(halved(h, draws(2, EMBEDDING_SIZE)), h + back.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    inside = conv2d(means, level.conv_in.weight, level.conv_in.bias)
+    back = conv2d(inside, level.conv_out.weight, level.conv_out.bias)
+    assert close(level(h, draws(2, EMBEDDING_SIZE)), h + back.repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 
-def test_halved_refuses_a_size_that_does_not_halve():
+def test_a_u_net_level_refuses_a_size_that_does_not_halve():
     with pytest.raises(ValueError, match="6×5 do not pool to 2 scales"):
         UNetLevel(3, 5, ConditionalSequential())(draws(1, 3, 6, 5), draws(1, EMBEDDING_SIZE))
 
 
-def test_gaussian_denoiser_hears_a_quarter_of_the_log_snr():
+def test_gaussian_denoiser_is_conditioned_on_a_quarter_of_the_log_snr():
     q, p = GaussianForward(log_snr_linear(6, 0.01, 0.95)), point_model()
-    p.network.mlp = Listens(4)
+    p.network.mlp = Recorder(4)
     p.predict_x0(q, torch.zeros(4, 2).double(), torch.full((4,), 3))
     want = (q.alpha_bar[3] / q.noise_variance[3]).log() / 4
-    assert torch.allclose(p.network.mlp.told[:, 2], want.float().expand(4), atol=1e-6)
+    assert torch.allclose(p.network.mlp.given[:, 2], want.float().expand(4), atol=1e-6)
 
 
-def test_binomial_denoiser_hears_a_quarter_of_the_evidence_and_the_signal():
+def test_bit_denoiser_is_conditioned_on_a_quarter_of_the_log_likelihood_ratio_and_on_alpha_bar():
     q, p, xt = BernoulliForward(linear_alpha_bar(6), 0.2), bit_model(2), torch.eye(2).double()
-    p.network = Listens(2)
+    p.network = Recorder(2)
     t = torch.full((2,), 2)
     p.predict_x0(q, xt, t)
     want = torch.cat([q.log_likelihood_ratio(xt, t) / 4, q.alpha_bar[2].expand(2, 1)], dim=1)
-    assert torch.allclose(p.network.told, want.float(), atol=1e-6)
+    assert torch.allclose(p.network.given, want.float(), atol=1e-6)
 
 
-def test_noise_is_embedded_by_bumps_from_minus_8_to_16():
+def test_noise_is_embedded_by_rbf_from_minus_8_to_16():
     centres = torch.linspace(-8, 16, 16)
     log_snr = torch.tensor([-9.0, 0.3, 17.0])
     assert EMBEDDING_SIZE == 16
@@ -855,21 +855,21 @@ def test_noise_is_embedded_by_bumps_from_minus_8_to_16():
     assert torch.allclose(noise_embedding(log_snr[1]), rbf(log_snr[1:2], centres, 24 / 15))
 
 
-def test_waves_of_a_picture_fade_by_its_noise_level(monkeypatch):
-    q, p, heard = GaussianForward(log_snr_linear(6, 0.01, 0.95)), u_net_model(n_frequencies=2), []
-    p.network.conv_in.register_forward_pre_hook(lambda _, x: heard.append(x[0]))
+def test_fourier_features_of_a_picture_are_damped_by_its_noise_level():
+    q, p, seen = GaussianForward(log_snr_linear(6, 0.01, 0.95)), u_net_model(n_frequencies=2), []
+    p.network.conv_in.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
     xt = torch.randn(2, 1, 4, 4, generator=Generator().manual_seed(0)).double()
     p.predict_x0(q, xt, torch.tensor([1, 5]))
     x, noise = xt.float(), q.noise_variance[[1, 5]].float().view(2, 1, 1, 1)
-    waves = [
-        (-((2 * math.pi * 2**k) ** 2) * noise / 2).exp() * f(2 * math.pi * 2**k * x)
+    features = [
+        (-((2 * math.pi * 2**k) ** 2) * noise / 2).exp() * wave(2 * math.pi * 2**k * x)
         for k in (0, 1)
-        for f in (torch.sin, torch.cos)
+        for wave in (torch.sin, torch.cos)
     ]
-    assert torch.allclose(heard[0], torch.cat([x, *waves], dim=1), atol=1e-4)
+    assert torch.allclose(seen[0], torch.cat([x, *features], dim=1), atol=1e-4)
 
 
-def test_the_last_layer_of_the_image_denoiser_sees_silu():
+def test_the_last_layer_of_the_image_denoiser_is_given_silu():
     q, p, seen = GaussianForward(log_snr_linear(6, 0.01, 0.95)), u_net_model(), []
     p.network.blocks.register_forward_hook(lambda _, x, h: seen.append(h))
     p.network.conv_out.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
@@ -880,3 +880,37 @@ def test_the_last_layer_of_the_image_denoiser_sees_silu():
 def test_other_units_of_a_copying_layer_start_four_times_as_large():
     layer = copying_layer(50, 400, n_copies=20)
     assert float(layer.weight[20:].detach().std()) == pytest.approx(4 * math.sqrt(2 / 450), rel=0.05)
+
+
+# One t
+
+
+def reverse_models():
+    """Every kind of reverse model that has a network, off its start: p, q, x^t."""
+    gaussian, bernoulli = GaussianForward(log_snr_linear(20, 0.01, 0.9)), BernoulliForward(linear_alpha_bar(20), 0.2)
+    points, bits, pictures = draws(3, 2).double(), (draws(3, 4) > 0).double(), draws(3, 3, 4, 4).double()
+    experts = NoiseLevelExperts(denoiser(3).network, denoiser(3).network, threshold=0.5)
+    return {
+        "RBFNetwork": (KernelPerturbation(RBFNetwork(20, 2, 8, 4)), gaussian, points),
+        "PaperImageNetwork": (KernelPerturbation(both_net()), gaussian, pictures),
+        "SigmoidMLP": (LogitPrediction(SigmoidMLP(bernoulli, 4, 6, n_layers=2, n_shared=3)), bernoulli, bits),
+        "FourierMLP": (point_model(), gaussian, points),
+        "bits": (bit_model(4), bernoulli, bits),
+        "ImageDenoiser": (denoiser(3), gaussian, pictures),
+        "NoiseLevelExperts": (VPrediction(experts), gaussian, pictures),
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["RBFNetwork", "PaperImageNetwork", "SigmoidMLP", "FourierMLP", "bits", "ImageDenoiser", "NoiseLevelExperts"],
+)
+def test_an_int_t_and_a_tensor_of_it_give_the_same_reverse_step(name):
+    """And t is not ignored: the step before differs."""
+    p, q, xt = reverse_models()[name]
+    scramble(p, size=0.1)
+    for t in (2, 3, 11, 20):
+        one, many, other = (p(q, xt, s) for s in (t, torch.full((3,), t), t - 1))
+        assert close(one.mean.detach().expand_as(xt), many.mean.detach().expand_as(xt), 1e-6)
+        assert close(one.variance.detach().expand_as(xt), many.variance.detach().expand_as(xt), 1e-6)
+        assert bool((one.mean != other.mean).any())

@@ -1,4 +1,4 @@
-"""The reverse trajectory, Section 2.2: each reversal against its formula, and samples against the exact p(x⁰)."""
+"""The reverse process, Section 2.2: each parameterisation against its formula, and samples against the exact p(x⁰)."""
 
 import math
 
@@ -11,7 +11,11 @@ from dpm.data.synthetic import heartbeat_sequences
 from dpm.distributions import Bernoulli, Normal
 from dpm.forward import BernoulliForward, GaussianForward
 from dpm.ideal import IdealReverse
+from dpm.networks.denoisers import FourierMLP
+from dpm.networks.layers import mlp
+from dpm.networks.paper import RBFNetwork, SigmoidMLP
 from dpm.reverse import (
+    BitX0Prediction,
     DiffusionModel,
     EpsPrediction,
     KernelPerturbation,
@@ -35,6 +39,13 @@ def draws(*shape, seed=1):
     return torch.randn(*shape, generator=Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def off_its_start(p):
+    """Give the reverse model other parameters than its first, at which t may not matter."""
+    with torch.no_grad():
+        for k, parameter in enumerate(p.parameters()):
+            parameter.copy_(draws(*parameter.shape, seed=k) / 2)
+
+
 def broadcast_t(t, x):
     """An int t, or one t per sample, as one per sample: [B]."""
     return torch.as_tensor(t).expand(len(x))
@@ -44,7 +55,7 @@ def all_states(bits):
     return torch.cartesian_prod(*[real(0, 1)] * bits).reshape(-1, bits)
 
 
-class Says(nn.Module):
+class LinearInXT(nn.Module):
     """A network whose answer grows with x and t, so that every output can be written out."""
 
     def __init__(self, outputs):
@@ -55,7 +66,7 @@ class Says(nn.Module):
         return self.slope * (1 + x.sum(1, keepdim=True)) + broadcast_t(t, x)[:, None] / 10
 
 
-class Told(nn.Module):
+class FunctionNetwork(nn.Module):
     """A network that is a plain function."""
 
     def __init__(self, function):
@@ -66,8 +77,8 @@ class Told(nn.Module):
         return self.function(*inputs)
 
 
-class Scores:
-    """A reverse model of bits whose log odds are linear in x^t, with weights of their own for each t."""
+class LinearLogits:
+    """A reverse model of bits whose logits are linear in x^t, with weights of their own for each t."""
 
     def __init__(self, T, bits, seed):
         self.weight, self.bias = draws(T + 1, bits, bits, seed=seed), draws(T + 1, bits, seed=seed + 1)
@@ -79,7 +90,7 @@ class Scores:
         return Bernoulli(torch.einsum("bi,bij->bj", xt, self.weight[t]) + self.bias[t])
 
 
-class Linear:
+class LinearGaussian:
     """A linear-Gaussian reverse model, x^{t−1} ~ N(a_t x^t + b_t, v_t)."""
 
     def __init__(self, T, seed):
@@ -93,18 +104,18 @@ class Linear:
 
 
 def replay(q, noises):
-    """The chain with the noise of its draws written down beforehand."""
+    """The forward process, with the noise of its draws written down beforehand."""
     left = iter(noises)
     q.sample_noise = lambda x, generator: next(left)
     return q
 
 
-# The forms of p(x^{t−1}|x^t)
+# Parameterisations of p(x^{t−1}|x^t)
 
 
-def test_gaussian_step_is_equation_64_and_an_unbounded_mean():
+def test_kernel_perturbation_is_equation_64_and_an_unbounded_mean():
     q, xt = GaussianForward(log_snr_linear(5, 0.01, 0.9)), draws(6, 2)
-    network, t = Says(4), torch.tensor([2, 3, 4, 5, 2, 5])
+    network, t = LinearInXT(4), torch.tensor([2, 3, 4, 5, 2, 5])
     with torch.no_grad():
         law = KernelPerturbation(network)(q, xt, t)
     for i, s in enumerate(t.tolist()):
@@ -118,18 +129,18 @@ def test_gaussian_step_is_equation_64_and_an_unbounded_mean():
     assert law.mean.dtype == law.variance.dtype == torch.float64
 
 
-def test_gaussian_step_starts_at_the_forward_kernel():
+def test_kernel_perturbation_starts_at_the_forward_kernel():
     q, xt, t = GaussianForward(log_snr_linear(5, 0.01, 0.9)), draws(4, 2), torch.tensor([2, 3, 4, 5])
-    network = Says(4)
+    network = LinearInXT(4)
     network.forward = lambda x, t: torch.zeros(len(x), 4)
     law, kernel = KernelPerturbation(network)(q, xt, t), q.transition(xt, t)
     assert torch.allclose(law.mean, kernel.mean, atol=1e-14) and torch.allclose(law.variance, kernel.variance)
 
 
-def test_gaussian_step_with_the_mean_of_equation_65():
+def test_kernel_perturbation_with_the_mean_of_equation_65():
     """(x − z)(1−Σ) + z = x − Σ(x − z), Σ that of (64), written out number by number."""
     q, xt = GaussianForward(log_snr_linear(5, 0.01, 0.9)), draws(6, 2)
-    network, t = Says(4), torch.tensor([2, 3, 4, 5, 2, 5])
+    network, t = LinearInXT(4), torch.tensor([2, 3, 4, 5, 2, 5])
     with torch.no_grad():
         law, other = (KernelPerturbation(network, mean)(q, xt, t) for mean in (fixed_point_mean, shifted_kernel_mean))
     for i, s in enumerate(t.tolist()):
@@ -160,7 +171,7 @@ def test_z_is_the_fixed_point_of_65_and_a_shift_in_the_other_mean():
 def test_with_z_at_zero_one_mean_is_the_kernels_and_the_other_shrinks_by_its_square():
     """√(1−β) against 1−β, Σ being β: (65) is the forward kernel only to first order in β."""
     q, xt, t = GaussianForward(log_snr_linear(5, 0.01, 0.9)), draws(4, 2), torch.tensor([2, 3, 4, 5])
-    network = Says(4)
+    network = LinearInXT(4)
     network.forward = lambda x, t: torch.zeros(len(x), 4)
     ours, paper = (KernelPerturbation(network, mean)(q, xt, t) for mean in (shifted_kernel_mean, fixed_point_mean))
     keep = 1 - q.beta[2:, None]
@@ -197,9 +208,9 @@ def test_images_are_vectors_to_the_bound_and_to_samples(mean, shape):
     assert image.shape == x0.shape and torch.allclose(image.flatten(1), flat, atol=1e-9, rtol=0)
 
 
-def test_binomial_step_is_a_sigmoid_of_the_network():
+def test_logit_prediction_is_a_sigmoid_of_the_network():
     q, xt, t = BernoulliForward(linear_alpha_bar(5), 0.2), all_states(2), torch.tensor([2, 3, 4, 5])
-    network = Says(2)
+    network = LinearInXT(2)
     law = LogitPrediction(network)(q, xt, t)
     assert law.probs.dtype == torch.float64
     assert torch.allclose(law.probs, 1 / (1 + torch.exp(-network(xt.float(), t).double())), atol=1e-15)
@@ -208,7 +219,7 @@ def test_binomial_step_is_a_sigmoid_of_the_network():
 @pytest.mark.parametrize("t", [3, torch.tensor([2, 3, 4, 5])])
 @pytest.mark.parametrize("kind", [X0Prediction, EpsPrediction, VPrediction])
 def test_predictions_of_x0_noise_and_v_are_averaged_over(kind, t):
-    """The same mean and variance of x⁰ given x^t, told as x⁰, ε or v: p is the posterior averaged over two places."""
+    """One mean and variance of x⁰ given x^t, predicted as x⁰, ε or v: p is the posterior averaged over two places."""
     q, xt = GaussianForward(log_snr_linear(5, 0.01, 0.9)), draws(4, 2)
     times = broadcast_t(t, xt)[:, None]
     signal, noise = q.alpha_bar[times], q.noise_variance[times]
@@ -221,7 +232,7 @@ def test_predictions_of_x0_noise_and_v_are_averaged_over(kind, t):
         assert torch.allclose(log_snr.double(), (signal / noise).log(), rtol=1e-6)
         return torch.cat([output, (xt.square() / noise).log()], 1)
 
-    p = kind(Told(network))
+    p = kind(FunctionNetwork(network))
     law = p(q, xt, t)
     low, high = (q.posterior(xt, x0 + s * xt, t) for s in (-1, 1))  # two places of that mean, variance
     mean = (low.mean + high.mean) / 2
@@ -229,8 +240,10 @@ def test_predictions_of_x0_noise_and_v_are_averaged_over(kind, t):
     assert torch.allclose(law.variance, low.variance + (high.mean - mean).square(), atol=1e-12)
 
 
-def test_diffusion_builds_the_chain_at_the_present_rates():
-    model = DiffusionModel(LearnedSchedule(log_snr_linear(5, 0.01, 0.9)), GaussianForward, KernelPerturbation(Says(4)))
+def test_diffusion_model_builds_the_forward_process_at_the_present_beta():
+    model = DiffusionModel(
+        LearnedSchedule(log_snr_linear(5, 0.01, 0.9)), GaussianForward, KernelPerturbation(LinearInXT(4))
+    )
     assert isinstance(model.forward_process(), GaussianForward) and model.forward_process().T == 5
     before = model.forward_process().beta.detach().clone()
     with torch.no_grad():
@@ -238,31 +251,33 @@ def test_diffusion_builds_the_chain_at_the_present_rates():
     assert torch.equal(model.forward_process().beta[:2], before[:2]) and bool(
         (model.forward_process().beta[2:] > before[2:]).all()
     )
-    other = DiffusionModel(LearnedSchedule(log_snr_linear(5, 0.02, 0.8)), GaussianForward, KernelPerturbation(Says(4)))
+    other = DiffusionModel(
+        LearnedSchedule(log_snr_linear(5, 0.02, 0.8)), GaussianForward, KernelPerturbation(LinearInXT(4))
+    )
     other.load_state_dict(model.state_dict())
     assert torch.equal(other.forward_process().beta, model.forward_process().beta)
     assert {name.split(".")[0] for name in model.state_dict()} == {"schedule", "p"}
     assert list(DiffusionModel(FixedSchedule(linear_alpha_bar(3)), BernoulliForward, nn.Identity()).parameters()) == []
 
 
-# The edge step
+# The final step (44), the paper's "edge step"
 
 
-@pytest.mark.parametrize("rate", [0.5, 0.2])
-def test_edge_step_of_bits_is_equation_44(rate):
+@pytest.mark.parametrize("prior_prob", [0.5, 0.2])
+def test_final_step_of_bits_is_equation_44(prior_prob):
     """q(x¹|x⁰) π(x⁰)/π(x¹), which is already normalised over x⁰."""
-    q, both = BernoulliForward(linear_alpha_bar(4), rate), real(0, 1)[:, None]
+    q, both = BernoulliForward(linear_alpha_bar(4), prior_prob), real(0, 1)[:, None]
     one = torch.ones(2, dtype=torch.long)
     prior = q.prior(both).log_prob(both).exp()
     for x1 in (0.0, 1.0):
         weight = q.transition(both, one).log_prob(torch.full_like(both, x1)).exp() * prior
-        assert float(weight.sum()) == pytest.approx(rate if x1 else 1 - rate, abs=1e-14)
+        assert float(weight.sum()) == pytest.approx(prior_prob if x1 else 1 - prior_prob, abs=1e-14)
         assert float(q.final_step(None, real(x1)[:, None]).probs) == pytest.approx(
             float(weight[1] / weight.sum()), abs=1e-14
         )
 
 
-def test_edge_step_of_gaussians_is_equation_44():
+def test_final_step_of_gaussians_is_equation_44():
     q, x0, x1 = GaussianForward(log_snr_linear(4, 0.03, 0.9)), draws(7, 2), draws(7, 2, seed=2)
     naive = q.transition(x0, torch.ones(7).long()).log_prob(x1) + q.prior(x0).log_prob(x0) - q.prior(x1).log_prob(x1)
     assert torch.allclose(q.final_step(None, x1).log_prob(x0), naive, atol=1e-10, rtol=0)
@@ -272,11 +287,11 @@ def test_edge_step_of_gaussians_is_equation_44():
 
 
 @pytest.mark.parametrize("T", [1, 2, 5])
-def test_trajectory_goes_from_T_to_0_by_prior_model_and_edge(T):
+def test_trajectory_goes_from_T_to_0_by_prior_model_and_final_step(T):
     """(4) and (5), replayed with noise written down: x^T from π, then p for t = T…2, then T_π(x⁰|x¹; β_1)."""
     q, p, noises = (
         GaussianForward(log_snr_linear(T, 0.05, 0.9) if T > 1 else real(0, 0.3)),
-        Linear(T, seed=3),
+        LinearGaussian(T, seed=3),
         draws(T + 1, 6, 2),
     )
     path = list(sample_trajectory(p, replay(q, noises), torch.zeros(6, 2).double(), Generator()))
@@ -291,20 +306,20 @@ def test_trajectory_goes_from_T_to_0_by_prior_model_and_edge(T):
 
 @pytest.mark.parametrize("T", [1, 2, 4])
 def test_the_model_is_asked_for_t_from_T_to_2_only(T):
-    p = Scores(T, 2, seed=0)
+    p = LinearLogits(T, 2, seed=0)
     sample(p, BernoulliForward(linear_alpha_bar(T), 0.2), torch.zeros(3, 2).double(), Generator().manual_seed(0))
     assert p.seen == [{t} for t in range(T, 1, -1)]
 
 
 def test_sample_is_the_end_of_a_trajectory_and_repeats_with_its_seed():
-    q, p, like = BernoulliForward(linear_alpha_bar(4), 0.2), Scores(4, 3, seed=5), torch.zeros(50, 3).double()
+    q, p, like = BernoulliForward(linear_alpha_bar(4), 0.2), LinearLogits(4, 3, seed=5), torch.zeros(50, 3).double()
     *_, (t, end) = sample_trajectory(p, q, like, Generator().manual_seed(1))
     assert t == 0 and end.dtype == torch.float64
     assert torch.equal(sample(p, q, like, Generator().manual_seed(1)), end)
     assert not torch.equal(sample(p, q, like, Generator().manual_seed(2)), end)
 
 
-def test_what_is_redrawn_keeps_what_noise_left_of_it():
+def test_noise_and_denoise_keeps_what_noise_left_of_it():
     """q up to t, then q's own kernel down: of x⁰ ~ N(0, 1), ᾱ_t is left, and the law stays; 5 standard errors."""
     q, x0, t = GaussianForward(log_snr_linear(8, 0.02, 0.97)), draws(40_000, 1), 3
     x = noise_and_denoise(lambda q, x, t: q.transition(x, t), q, x0, t, Generator().manual_seed(0))
@@ -315,16 +330,18 @@ def test_what_is_redrawn_keeps_what_noise_left_of_it():
 
 
 def test_sampling_records_no_gradient():
-    model = DiffusionModel(LearnedSchedule(log_snr_linear(3, 0.01, 0.9)), GaussianForward, KernelPerturbation(Says(4)))
+    model = DiffusionModel(
+        LearnedSchedule(log_snr_linear(3, 0.01, 0.9)), GaussianForward, KernelPerturbation(LinearInXT(4))
+    )
     path = sample_trajectory(model.p, model.forward_process(), torch.zeros(2, 2).double(), Generator().manual_seed(0))
     assert not any(x.requires_grad for _, x in path)
 
 
-@pytest.mark.parametrize(("rate", "seed"), [(0.5, 0), (0.2, 10), (0.2, 20)])
-def test_samples_of_bits_have_the_probabilities_of_their_chain(rate, seed):
+@pytest.mark.parametrize(("prior_prob", "seed"), [(0.5, 0), (0.2, 10), (0.2, 20)])
+def test_samples_of_bits_have_the_probabilities_of_their_reverse_process(prior_prob, seed):
     """p(x⁰), equation (6), by summing over all trajectories of 2 bits; counts within 5 standard errors."""
     T, n, states = 3, 40_000, all_states(2)
-    q, p = BernoulliForward(linear_alpha_bar(T), rate), Scores(T, 2, seed)
+    q, p = BernoulliForward(linear_alpha_bar(T), prior_prob), LinearLogits(T, 2, seed)
     probability = q.prior(states).log_prob(states).sum(1).exp()
     for t in range(T, 0, -1):
         steps = torch.full((4,), t)
@@ -338,10 +355,10 @@ def test_samples_of_bits_have_the_probabilities_of_their_chain(rate, seed):
     assert float((probability - probability.mean()).abs().max()) > 0.1  # the model is far from uniform
 
 
-def test_samples_of_a_linear_gaussian_chain_have_its_moments():
+def test_samples_of_a_linear_gaussian_reverse_process_have_its_moments():
     """Mean and variance of p(x⁰) composed step by step; 5 standard errors of n samples."""
     T, n = 5, 40_000
-    q, p = GaussianForward(log_snr_linear(T, 0.05, 0.9)), Linear(T, seed=7)
+    q, p = GaussianForward(log_snr_linear(T, 0.05, 0.9)), LinearGaussian(T, seed=7)
     mean, variance = 0.0, 1.0
     for t in range(T, 1, -1):
         a, b, v = float(p.a[t]), float(p.b[t]), float(p.v[t])
@@ -353,14 +370,59 @@ def test_samples_of_a_linear_gaussian_chain_have_its_moments():
     assert float(x0.var()) == pytest.approx(variance, abs=5 * variance * math.sqrt(2 / n))
 
 
-def test_the_optimum_samples_heartbeats():
-    """T = 50: what is left to fail is the edge step, which flips 0.128 bits a sequence, and the factored kernel."""
+def test_the_ideal_model_samples_heartbeats():
+    """T = 50: what is left to fail is the final step, which flips 0.128 bits a sequence, and the factored kernel."""
     points, n = heartbeat_sequences(), 2_000
     q, p = BernoulliForward(linear_alpha_bar(50), 0.2), IdealReverse(points)
     path = dict(sample_trajectory(p, q, torch.zeros(n, 20).double(), Generator().manual_seed(0)))
     valid = p.log_prob(path[0]).isfinite()
-    edge_right = (1 - 0.8 / 50) ** 4 * (1 - 0.2 / 50) ** 16
-    assert edge_right - 0.1 < float(valid.double().mean()) < edge_right + 0.03
+    final_step_right = (1 - 0.8 / 50) ** 4 * (1 - 0.2 / 50) ** 16
+    assert final_step_right - 0.1 < float(valid.double().mean()) < final_step_right + 0.03
     counts = (path[0][valid][:, None] == points).all(-1).sum(0)
     assert bool(((counts / counts.sum() - 0.2).abs() < 5 * math.sqrt(0.16 / int(counts.sum()))).all())
     assert float(p.log_prob(path[50]).isfinite().double().mean()) < 0.01  # it began as noise
+
+
+# One t for the batch, or one per sample
+
+
+@pytest.mark.parametrize("t", [2, 3, 5])
+@pytest.mark.parametrize(
+    "p",
+    [
+        LogitPrediction(LinearInXT(3)),
+        LogitPrediction(SigmoidMLP(BernoulliForward(linear_alpha_bar(5), 0.2), 3, width=4, n_layers=2, n_shared=2)),
+        BitX0Prediction(mlp(4, width=4, n_layers=1, outputs=3)),
+    ],
+    ids=["LogitPrediction", "SigmoidMLP", "BitX0Prediction"],
+)
+def test_one_t_for_a_batch_of_bits_is_that_t_for_each(p, t):
+    q, xt = BernoulliForward(linear_alpha_bar(5), 0.2), all_states(3)
+    off_its_start(p)
+    with torch.no_grad():
+        alike, each, other = p(q, xt, t), p(q, xt, torch.full((8,), t)), p(q, xt, 4)
+    assert alike.logits.shape == xt.shape and torch.allclose(alike.logits, each.logits, atol=1e-5, rtol=0)
+    assert float((alike.logits - other.logits).abs().max()) > 1e-3  # and t matters
+
+
+@pytest.mark.parametrize("t", [2, 3, 5])
+@pytest.mark.parametrize(
+    "p",
+    [
+        KernelPerturbation(LinearInXT(4)),
+        KernelPerturbation(RBFNetwork(5, inputs=2, n_units=4, outputs=4), fixed_point_mean),
+        X0Prediction(FourierMLP(2, width=4, n_layers=1, n_frequencies=1)),
+        EpsPrediction(FourierMLP(2, width=4, n_layers=1, n_frequencies=1)),
+        VPrediction(FourierMLP(2, width=4, n_layers=1, n_frequencies=1)),
+    ],
+    ids=["KernelPerturbation", "RBFNetwork", "X0Prediction", "EpsPrediction", "VPrediction"],
+)
+def test_one_t_for_a_batch_of_reals_is_that_t_for_each(p, t):
+    q, xt = GaussianForward(log_snr_linear(5, 0.01, 0.9)), draws(6, 2)
+    off_its_start(p)
+    with torch.no_grad():
+        alike, each, other = p(q, xt, t), p(q, xt, torch.full((6,), t)), p(q, xt, 4)
+    assert alike.mean.shape == each.mean.shape == xt.shape
+    assert torch.allclose(alike.mean, each.mean, atol=1e-5, rtol=0)
+    assert torch.allclose(alike.stddev, each.stddev, atol=1e-5, rtol=0)
+    assert float((alike.mean - other.mean).abs().max()) > 1e-3

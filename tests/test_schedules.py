@@ -1,4 +1,4 @@
-"""Diffusion rates, Section 2.4.1: signal shares by products written out, one factor a step."""
+"""Noise schedules, Section 2.4.1: signal shares by products written out, one factor a step."""
 
 import itertools
 import math
@@ -12,6 +12,7 @@ from dpm.schedules import (
     FixedSchedule,
     LearnedSchedule,
     beta_from_alpha_bar,
+    extract,
     linear_alpha_bar,
     log_alpha_bar,
     log_snr_linear,
@@ -22,13 +23,13 @@ from dpm.schedules import (
 def signal_shares(beta):
     """ᾱ_0…T as the running product of 1−β_s, in plain Python."""
     shares, kept = [], 1.0
-    for rate in beta.tolist():
-        kept *= 1 - rate
+    for beta_t in beta.tolist():
+        kept *= 1 - beta_t
         shares.append(kept)
     return shares
 
 
-def random_rates(T, seed=0, low=0.01, high=0.6):
+def random_beta(T, seed=0, low=0.01, high=0.6):
     rates = low + (high - low) * torch.rand(T, generator=Generator().manual_seed(seed), dtype=torch.float64)
     return torch.cat([torch.zeros(1, dtype=torch.float64), rates])
 
@@ -43,7 +44,7 @@ def test_linear_alpha_bar_erases_the_same_share_of_the_first_signal_each_step(T)
 
 
 @pytest.mark.parametrize(("T", "first", "last"), [(2, 1e-4, 0.5), (10, 1e-6, 0.9), (40, 1e-4, 0.995)])
-def test_geometric_has_noise_odds_that_grow_by_one_factor(T, first, last):
+def test_log_snr_linear_has_noise_odds_that_grow_by_one_factor(T, first, last):
     beta = log_snr_linear(T, first, last)
     assert beta.shape == (T + 1,) and beta.dtype == torch.float64 and beta[0] == 0
     shares = signal_shares(beta)[1:]
@@ -60,8 +61,8 @@ def test_geometric_has_noise_odds_that_grow_by_one_factor(T, first, last):
 
 
 @pytest.mark.parametrize("T", [3, 9, 41])
-def test_geometric_passes_a_level_between_its_ends_halfway(T):
-    """Either half is the geometric schedule of its own ends."""
+def test_log_snr_linear_passes_a_noise_variance_between_its_ends_halfway(T):
+    """Either half is the schedule of its own ends."""
     shares, middle = signal_shares(log_snr_linear(T, 1e-3, 0.6, 0.99)), (T + 1) // 2
     assert 1 - shares[middle] == pytest.approx(0.6, rel=1e-9)
     for (first, last), part in (((1e-3, 0.6), shares[1 : middle + 1]), ((0.6, 0.99), shares[middle:])):
@@ -69,14 +70,14 @@ def test_geometric_passes_a_level_between_its_ends_halfway(T):
 
 
 @pytest.mark.parametrize("T", [1, 2, 7, 40])
-def test_from_alpha_bar_undoes_the_product(T):
-    beta = random_rates(T, seed=T)
+def test_beta_from_alpha_bar_undoes_the_product(T):
+    beta = random_beta(T, seed=T)
     assert torch.allclose(beta_from_alpha_bar((1 - beta).cumprod(0)[1:]), beta, atol=1e-14, rtol=1e-12)
 
 
 @pytest.mark.parametrize("T", [1, 4, 40])
 def test_log_alpha_bar_is_the_log_of_the_product(T):
-    beta = random_rates(T, seed=T)
+    beta = random_beta(T, seed=T)
     logs = log_alpha_bar(beta)
     assert logs.shape == (T + 1,) and logs[0] == 0
     assert logs.tolist() == pytest.approx([math.log(share) for share in signal_shares(beta)], abs=1e-13)
@@ -87,13 +88,13 @@ def test_log_alpha_bar_is_minus_infinity_where_everything_is_erased():
     assert logs[5] == -math.inf and bool(logs[:5].isfinite().all())
 
 
-def test_log_alpha_bar_keeps_the_digits_of_tiny_rates():
+def test_log_alpha_bar_keeps_the_digits_of_tiny_beta():
     beta = torch.tensor([0, 1e-14, 3e-14, 5e-13], dtype=torch.float64)
     assert log_alpha_bar(beta).tolist() == pytest.approx([0, -1e-14, -4e-14, -5.4e-13], rel=1e-12, abs=0)
 
 
-def test_fixed_returns_its_rates_stores_them_and_trains_nothing():
-    beta = random_rates(6)
+def test_fixed_schedule_returns_its_beta_stores_it_and_trains_nothing():
+    beta = random_beta(6)
     schedule = FixedSchedule(beta)
     assert torch.equal(schedule(), beta)
     assert list(schedule.parameters()) == []
@@ -102,7 +103,7 @@ def test_fixed_returns_its_rates_stores_them_and_trains_nothing():
     assert torch.equal(other(), beta)
 
 
-def test_learned_starts_at_its_rates_and_frees_only_beta_2_to_T():
+def test_learned_schedule_starts_at_its_beta_and_frees_only_beta_2_to_T():
     """Section 2.4.1: β_1 fixed against overfitting, β_{2…T} learned."""
     T, beta = 12, log_snr_linear(12, 1e-4, 0.99)
     schedule = LearnedSchedule(beta)
@@ -110,15 +111,15 @@ def test_learned_starts_at_its_rates_and_frees_only_beta_2_to_T():
     assert torch.equal(schedule()[:2], beta[:2])
     [free] = schedule.parameters()
     assert free.shape == (T - 1,)
-    jacobian = torch.stack([torch.autograd.grad(rate, free, retain_graph=True)[0] for rate in schedule()[2:]])
+    jacobian = torch.stack([torch.autograd.grad(beta_t, free, retain_graph=True)[0] for beta_t in schedule()[2:]])
     assert torch.allclose(jacobian, torch.diag(beta[2:] * (1 - beta[2:])), rtol=1e-12, atol=0)
-    other = LearnedSchedule(random_rates(T))
+    other = LearnedSchedule(random_beta(T))
     other.load_state_dict(schedule.state_dict())
     assert torch.equal(other(), schedule())
 
 
 @pytest.mark.parametrize("size", [-30.0, -3.0, 3.0, 30.0])
-def test_learned_rates_stay_between_0_and_1_and_leave_beta_1_alone(size):
+def test_learned_beta_stay_between_0_and_1_and_leave_beta_1_alone(size):
     beta = log_snr_linear(8, 1e-4, 0.99)
     schedule = LearnedSchedule(beta)
     with torch.no_grad():
@@ -143,5 +144,23 @@ def test_shortest_paths_are_the_best_of_all_paths(steps):
     assert cost[:steps].isinf().all()
 
 
-def test_a_level_between_ends_halfway_of_an_even_T():
+def test_a_noise_variance_between_ends_halfway_of_an_even_T():
     assert float(GaussianForward(log_snr_linear(4, 0.1, 0.5, 0.9)).noise_variance[3]) == pytest.approx(0.5)
+
+
+def test_extract_picks_by_index_and_takes_the_type_of_x():
+    values = torch.linspace(0, 1, 5, dtype=torch.float64)
+    picked = extract(values, torch.tensor([0, 4, 2]), torch.zeros(3, 2, 2))
+    assert picked.shape == (3, 1, 1) and picked.dtype == torch.float32
+    assert picked.flatten().tolist() == [0.0, 1.0, 0.5]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_extract_gives_a_number_for_an_int_and_a_column_for_a_t_per_sample(dtype):
+    """The same values either way, in the type of x, for every t; only the shapes differ, and both broadcast."""
+    table, x = random_beta(6), torch.zeros(3, 2, 4, dtype=dtype)
+    for t in range(7):
+        number, column = extract(table, t, x), extract(table, torch.full((3,), t), x)
+        assert number.shape == () and column.shape == (3, 1, 1)
+        assert number.dtype == column.dtype == dtype
+        assert torch.equal((x + number), (x + column)) and float(number) == float(table[t].to(dtype))
