@@ -71,7 +71,8 @@ class BernoulliForward(ForwardProcess):
     def posterior_from_moments(self, xt: Tensor, mean: Tensor, variance: Tensor | float, t: int | Tensor) -> Bernoulli:
         """The bits nearest in KL to q(x^{t−1} | x^t), given P(x⁰ = 1 | x^t) = mean; a bit's variance is not needed."""
         table = self._posterior_table[t] if not isinstance(t, Tensor) else self._posterior_table.index_select(0, t)
-        table = table.to(xt.dtype).reshape(-1, 8).T.reshape(2, 2, 2, -1, *[1] * (xt.dim() - 1))  # [s, a, b, B or 1, 1…]
+        # [s, a, b, B or 1, 1…], contiguous, since all that follows inherits its memory layout
+        table = table.to(xt.dtype).reshape(-1, 8).T.contiguous().reshape(2, 2, 2, -1, *[1] * (xt.dim() - 1))
         given_x0 = (1 - xt) * table[:, 0] + xt * table[:, 1]  # [s, b, B, …], exact for bits
         zero, one = torch.lerp(given_x0[:, 0], given_x0[:, 1], mean).unbind()
         return Bernoulli(probs=(one, zero))
