@@ -7,10 +7,9 @@ import torch
 from torch import Generator, Tensor
 
 from dpm.cli.output import print_result
-from dpm.data.synthetic import heartbeat, heartbeat_sequences
+from dpm.data.synthetic import LENGTH, PERIOD, heartbeat, heartbeat_sequences
 from dpm.errors import UserError
 from dpm.experiments.base import Experiment
-from dpm.experiments.heartbeat import LENGTH
 from dpm.experiments.registry import EXPERIMENTS, get_experiment
 from dpm.experiments.swiss_roll import BETA_1
 from dpm.files import check_writable, write_json
@@ -20,8 +19,6 @@ from dpm.provenance import provenance
 from dpm.schedules import linear_alpha_bar, log_snr_linear
 from dpm.training import Draw
 from dpm.units import mean_and_stderr, to_bits
-
-PERIOD = 5  # bits from one 1 to the next in the paper's heartbeat
 
 
 def optimum(args: argparse.Namespace) -> None:

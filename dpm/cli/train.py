@@ -50,7 +50,8 @@ def train_experiment(args: argparse.Namespace) -> None:
     state = TrainState(model, device, args.seed, metadata)
     checkpoint = folder / "checkpoint.safetensors"
     begin_or_resume(state, checkpoint, n_steps, args.resume)
-    run(state, experiment, config, checkpoint, n_steps, args.micro_batch)
+    precision = choose_precision(config.precision, device)
+    run(state, experiment, config, checkpoint, n_steps, precision, args.micro_batch)
     rank, n_processes = rank_and_world_size()
     close_distributed()
     if rank > 0:
@@ -62,7 +63,6 @@ def train_experiment(args: argparse.Namespace) -> None:
         "setting": args.setting,
         "provenance": provenance(args.seed, device, n_processes) | {"command": metadata["command"]},
     }
-    precision = choose_precision(config.precision, device)
     result["provenance"] |= {
         "steps": n_steps,
         "training_seconds": round(state.seconds, 1),
@@ -119,11 +119,11 @@ def run(
     config: TrainConfig,
     checkpoint: Path,
     n_steps: int,
+    precision: torch.dtype,
     micro_batch: int | None,
 ) -> None:
     """Train to the end, with a progress bar that shows K."""
     rank, _ = rank_and_world_size()
-    precision = choose_precision(config.precision, state.generator.device)
     records = train(
         state,
         experiment.draw,

@@ -41,13 +41,17 @@ def swiss_roll_points(n: int, noise: float = ROLL_NOISE) -> Tensor:
     return math.sqrt(1 - noise**2) * swiss_roll_curve((torch.arange(n, dtype=torch.float64) + 0.5) / n)
 
 
-def heartbeat(n: int, generator: Generator, length: int = 20, period: int = 5) -> Tensor:
+LENGTH = 20  #: bits of the paper's heartbeat
+PERIOD = 5  #: bits from one 1 to the next
+
+
+def heartbeat(n: int, generator: Generator, length: int = LENGTH, period: int = PERIOD) -> Tensor:
     """The binary heartbeat, D.1.2: a 1 in every `period`-th bin, with uniform phase. [n, length] of 0 and 1."""
     phase = torch.randint(period, (n,), generator=generator, device=generator.device)
     return heartbeat_sequences(length, period).to(generator.device)[phase]
 
 
-def heartbeat_sequences(length: int = 20, period: int = 5) -> Tensor:
+def heartbeat_sequences(length: int = LENGTH, period: int = PERIOD) -> Tensor:
     """All sequences that `heartbeat` can draw, equally likely: [period, length]."""
     return (torch.arange(length) % period == torch.arange(period)[:, None]).double()
 

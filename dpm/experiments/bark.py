@@ -2,16 +2,14 @@
 
 from functools import partial
 
-import torch
-
 from dpm.data.sets import load_bark, load_bark_squares
-from dpm.experiments.base import TrainConfig, image_experiment, image_model, multi_scale_reverse, paper_reverse
+from dpm.experiments.base import image_config, image_experiment, multi_scale_reverse, paper_reverse
 from dpm.networks.paper import ConvPathway
 from dpm.reverse import KernelPerturbation
 
 T, BETA_1 = 500, 1e-6
 RESTORED_SIZE = 300  # pixels of Figure 5's pictures
-model = partial(image_model, T, BETA_1)
+config = partial(image_config, T, BETA_1)
 
 
 def published_reverse() -> KernelPerturbation:
@@ -26,16 +24,8 @@ EXPERIMENT = image_experiment(
     T,
     BETA_1,
     settings={
-        "paper": TrainConfig(
-            partial(model, published_reverse), batch=64, n_steps=50_000, learning_rate=1e-3, precision=torch.bfloat16
-        ),
-        "best": TrainConfig(
-            partial(model, partial(multi_scale_reverse, 1, width=64, depth=4)),
-            batch=12,
-            n_steps=6_000,
-            learning_rate=2e-3,
-            precision=torch.bfloat16,
-        ),
+        "paper": config(published_reverse, batch=64, n_steps=50_000, learning_rate=1e-3),
+        "best": config(partial(multi_scale_reverse, 1, width=64, depth=4), batch=12, n_steps=6_000, learning_rate=2e-3),
     },
     paper={"K": -0.55, "K_minus_L_null": 1.5},
     whole_images=lambda generator: load_bark_squares(generator, RESTORED_SIZE),

@@ -62,9 +62,22 @@ def image_schedule(T: int, beta_1: float, *between: float) -> Tensor:
     return log_snr_linear(T, beta_1, *between, 0.999)
 
 
-def image_model(T: int, beta_1: float, p: Callable[[], nn.Module], *between: float) -> DiffusionModel:
-    """A diffusion model of pictures with a fixed schedule."""
-    return DiffusionModel(FixedSchedule(image_schedule(T, beta_1, *between)), GaussianForward, p())
+def image_config(
+    T: int,
+    beta_1: float,
+    p: Callable[[], nn.Module],
+    batch: int,
+    n_steps: int,
+    learning_rate: float,
+    precision: torch.dtype = torch.bfloat16,
+    between: tuple[float, ...] = (),
+) -> TrainConfig:
+    """One way to train an experiment of pictures: a reverse model, on a fixed schedule that passes levels between."""
+
+    def build() -> DiffusionModel:
+        return DiffusionModel(FixedSchedule(image_schedule(T, beta_1, *between)), GaussianForward, p())
+
+    return TrainConfig(build, batch, n_steps, learning_rate, precision)
 
 
 def image_experiment(

@@ -2,15 +2,13 @@
 
 from functools import partial
 
-import torch
-
 from dpm.data.sets import load_dead_leaves
-from dpm.experiments.base import TrainConfig, image_experiment, image_model, multi_scale_reverse, paper_reverse
+from dpm.experiments.base import image_config, image_experiment, multi_scale_reverse, paper_reverse
 from dpm.networks.paper import ConvPathway
 from dpm.reverse import KernelPerturbation
 
 T, BETA_1 = 1000, 1e-6
-model = partial(image_model, T, BETA_1)
+config = partial(image_config, T, BETA_1)
 
 
 def published_reverse() -> KernelPerturbation:
@@ -25,16 +23,8 @@ EXPERIMENT = image_experiment(
     T,
     BETA_1,
     settings={
-        "paper": TrainConfig(
-            partial(model, published_reverse), batch=64, n_steps=50_000, learning_rate=1e-3, precision=torch.bfloat16
-        ),
-        "best": TrainConfig(
-            partial(model, partial(multi_scale_reverse, 1, width=64, depth=4)),
-            batch=12,
-            n_steps=8_000,
-            learning_rate=2e-3,
-            precision=torch.bfloat16,
-        ),
+        "paper": config(published_reverse, batch=64, n_steps=50_000, learning_rate=1e-3),
+        "best": config(partial(multi_scale_reverse, 1, width=64, depth=4), batch=12, n_steps=8_000, learning_rate=2e-3),
     },
     paper={"K": 1.489, "K_minus_L_null": 3.536},
 )

@@ -2,13 +2,15 @@
 
 from functools import partial
 
+import torch
+
 from dpm.data.sets import load_digits
-from dpm.experiments.base import TrainConfig, image_experiment, image_model, multi_scale_reverse, paper_reverse
+from dpm.experiments.base import image_config, image_experiment, multi_scale_reverse, paper_reverse
 from dpm.networks.paper import ConvPathway, DensePathway
 from dpm.reverse import KernelPerturbation
 
 T, BETA_1 = 1000, 1e-5
-model = partial(image_model, T, BETA_1)
+config = partial(image_config, T, BETA_1)
 
 
 def published_reverse() -> KernelPerturbation:
@@ -23,12 +25,13 @@ EXPERIMENT = image_experiment(
     T,
     BETA_1,
     settings={
-        "paper": TrainConfig(partial(model, published_reverse), batch=128, n_steps=2_000, learning_rate=3e-3),
-        "best": TrainConfig(
-            partial(model, partial(multi_scale_reverse, 1, width=32, depth=3)),
+        "paper": config(published_reverse, batch=128, n_steps=2_000, learning_rate=3e-3, precision=torch.float32),
+        "best": config(
+            partial(multi_scale_reverse, 1, width=32, depth=3),
             batch=128,
             n_steps=4_000,
             learning_rate=4e-3,
+            precision=torch.float32,
         ),
     },
     paper={},

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from dpm.data.synthetic import heartbeat, heartbeat_sequences
+from dpm.data.synthetic import LENGTH, heartbeat, heartbeat_sequences
 from dpm.experiments.base import Experiment, TrainConfig
 from dpm.forward import BernoulliForward
 from dpm.ideal import IdealReverse
@@ -11,7 +11,6 @@ from dpm.networks.paper import SigmoidMLP
 from dpm.reverse import BitX0Prediction, DiffusionModel, LogitPrediction
 from dpm.schedules import FixedSchedule, linear_alpha_bar
 
-LENGTH = 20  # bits
 PRIOR_PROB = 0.2  #: of a 1 under π, D.1.2: the heartbeat's own mean activity
 heartbeat_forward = partial(BernoulliForward, prior_prob=PRIOR_PROB)
 

@@ -2,10 +2,8 @@
 
 from functools import partial
 
-import torch
-
 from dpm.data.sets import load_mnist
-from dpm.experiments.base import TrainConfig, image_experiment, image_model, paper_reverse
+from dpm.experiments.base import image_config, image_experiment, paper_reverse
 from dpm.networks.denoisers import ImageDenoiser, NoiseLevelExperts
 from dpm.networks.paper import DensePathway
 from dpm.networks.unet import u_net
@@ -13,7 +11,7 @@ from dpm.reverse import KernelPerturbation, VPrediction
 
 T, BETA_1 = 1000, 1e-7
 HIGH_NOISE = 0.73  #: noise variance above which a network of its own predicts: there a digit takes shape
-model = partial(image_model, T, BETA_1)
+config = partial(image_config, T, BETA_1)
 
 
 def published_reverse() -> KernelPerturbation:
@@ -35,15 +33,13 @@ EXPERIMENT = image_experiment(
     T,
     BETA_1,
     settings={
-        "paper": TrainConfig(
-            partial(model, published_reverse), batch=512, n_steps=50_000, learning_rate=1e-3, precision=torch.bfloat16
-        ),
-        "best": TrainConfig(  # half of the timesteps belong to each expert
-            partial(model, two_experts, HIGH_NOISE),
+        "paper": config(published_reverse, batch=512, n_steps=50_000, learning_rate=1e-3),
+        "best": config(  # half of the timesteps belong to each expert
+            two_experts,
             batch=128,
             n_steps=26_000,
             learning_rate=2e-3,
-            precision=torch.bfloat16,
+            between=(HIGH_NOISE,),
         ),
     },
     paper={"parzen_bits": 317},

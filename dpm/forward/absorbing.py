@@ -5,7 +5,7 @@ that is not masked is certain: so a reverse step has only to say which bits to r
 """
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn.functional import pad
 
 from dpm.distributions import Categorical, Distribution
@@ -41,10 +41,6 @@ class AbsorbingForward(ForwardProcess):
         is_mask = (x == MASK).to(x.dtype)
         return self._law((1 - prob) * (x == 0), is_mask + (1 - is_mask) * prob, (1 - prob) * (x == 1))
 
-    def sample_noise(self, x: Tensor, generator: Generator) -> Tensor:
-        """Uniform noise, shaped like x."""
-        return torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-
     def prior(self, x: Tensor) -> Categorical:
         """π: every bit is masked."""
         return self._masked_with(x, torch.ones_like(x))
@@ -56,10 +52,6 @@ class AbsorbingForward(ForwardProcess):
     def marginal(self, x0: Tensor, t: int | Tensor) -> Categorical:
         """q(x^t | x⁰): a bit is masked with probability 1 − ᾱ_t."""
         return self._masked_with(x0, extract(self.noise_variance, t, x0))
-
-    def posterior(self, xt: Tensor, x0: Tensor, t: int | Tensor) -> Categorical:
-        """q(x^{t−1} | x^t, x⁰), (47)-(48): a masked bit is revealed with probability (ᾱ_{t−1}−ᾱ_t)/(1−ᾱ_t)."""
-        return self.posterior_from_moments(xt, x0, 0.0, t)
 
     def posterior_from_moments(
         self, xt: Tensor, mean: Tensor, variance: Tensor | float, t: int | Tensor

@@ -39,9 +39,9 @@ class ForwardProcess(ABC):
         """The same kernel with another schedule, [T+1]."""
         return type(self)(beta)
 
-    @abstractmethod
     def sample_noise(self, x: Tensor, generator: Generator) -> Tensor:
-        """Noise shaped like x, of the kind that `Distribution.reparameterize` takes."""
+        """Noise shaped like x, of the kind that `Distribution.reparameterize` takes: uniform, for discrete x."""
+        return torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
 
     @abstractmethod
     def prior(self, x: Tensor) -> Distribution:
@@ -55,9 +55,12 @@ class ForwardProcess(ABC):
     def marginal(self, x0: Tensor, t: int | Tensor) -> Distribution:
         """q(x^t | x⁰): t steps at once."""
 
-    @abstractmethod
     def posterior(self, xt: Tensor, x0: Tensor, t: int | Tensor) -> Distribution:
-        """q(x^{t−1} | x^t, x⁰) by Bayes' rule, (47)-(48): the target of every reverse step in (14)."""
+        """q(x^{t−1} | x^t, x⁰) by Bayes' rule, (47)-(48): the target of every reverse step in (14).
+
+        A known x⁰ is its own mean and has variance 0.
+        """
+        return self.posterior_from_moments(xt, x0, 0.0, t)
 
     @abstractmethod
     def posterior_from_moments(

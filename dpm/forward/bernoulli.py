@@ -4,7 +4,7 @@ import math
 from typing import Self
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn.functional import pad
 
 from dpm.distributions import Bernoulli
@@ -47,10 +47,6 @@ class BernoulliForward(ForwardProcess):
         one = x * kept + self.prior_prob * redrawn
         return Bernoulli(probs=(one, (1 - x) * kept + (1 - self.prior_prob) * redrawn))
 
-    def sample_noise(self, x: Tensor, generator: Generator) -> Tensor:
-        """Uniform noise, shaped like x."""
-        return torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-
     def prior(self, x: Tensor) -> Bernoulli:
         """π, equation (1)."""
         return Bernoulli(torch.full_like(x, self.prior_logit))
@@ -63,10 +59,6 @@ class BernoulliForward(ForwardProcess):
     def marginal(self, x0: Tensor, t: int | Tensor) -> Bernoulli:
         """q(x^t | x⁰) = B(x⁰ ᾱ_t + π(1)(1−ᾱ_t))."""
         return self._redrawn(x0, extract(self.alpha_bar, t, x0), extract(self.noise_variance, t, x0))
-
-    def posterior(self, xt: Tensor, x0: Tensor, t: int | Tensor) -> Bernoulli:
-        """q(x^{t−1} | x^t, x⁰), (47)-(48); a known bit is its own mean."""
-        return self.posterior_from_moments(xt, x0, 0.0, t)
 
     def posterior_from_moments(self, xt: Tensor, mean: Tensor, variance: Tensor | float, t: int | Tensor) -> Bernoulli:
         """The bits nearest in KL to q(x^{t−1} | x^t), given P(x⁰ = 1 | x^t) = mean; a bit's variance is not needed."""

@@ -58,11 +58,6 @@ class GaussianForward(ForwardProcess):
         """q(x^t | x⁰) = N(x⁰ √ᾱ_t, (1−ᾱ_t) I)."""
         return Normal(x0 * extract(self.alpha_bar, t, x0).sqrt(), extract(self.noise_variance, t, x0))
 
-    def posterior(self, xt: Tensor, x0: Tensor, t: int | Tensor) -> Normal:
-        """q(x^{t−1} | x^t, x⁰), (47)-(48); at t = 1 it is x⁰ itself, with variance 0."""
-        weight = self.extract_posterior_coefficients(t, xt)
-        return Normal(weight.x0 * x0 + weight.xt * xt, weight.variance)
-
     def posterior_from_moments(self, xt: Tensor, mean: Tensor, variance: Tensor | float, t: int | Tensor) -> Normal:
         """The Gaussian nearest in KL to q(x^{t−1} | x^t), given mean and variance of each entry of x⁰ | x^t."""
         weight = self.extract_posterior_coefficients(t, xt)

@@ -80,7 +80,9 @@ LOWEST_LOG_SNR, HIGHEST_LOG_SNR = -8, 16  # the range in which they tell noise l
 
 def noise_embedding(log_snr: Tensor) -> Tensor:
     """Embed log-SNRs, a number or [B, 1, …], by radial basis functions: [1 or B, EMBEDDING_SIZE]."""
-    centres = torch.linspace(LOWEST_LOG_SNR, HIGHEST_LOG_SNR, EMBEDDING_SIZE).to(log_snr)
+    centres = torch.linspace(
+        LOWEST_LOG_SNR, HIGHEST_LOG_SNR, EMBEDDING_SIZE, dtype=log_snr.dtype, device=log_snr.device
+    )
     return rbf(log_snr.flatten(), centres, centres[1] - centres[0])
 
 
