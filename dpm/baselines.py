@@ -56,7 +56,8 @@ class MCGSM(nn.Module):
     """Mixture of conditional Gaussian scale mixtures, Table 2 (Theis, Hosseini, Bethge 2012): p(pixel | pixels before).
 
     p(x|h) = Σ_{c,s} p(c,s|h) N(x; a_cᵀh, e^{−α_cs}), p(c,s|h) ∝ exp(η_cs − ½ e^{α_cs} Σ_m β_cm² (b_mᵀh)²).
-    h and x are the windows' entries and pixel made white by the Cholesky factor of `windows` [n, D+1]; h ends in a 1.
+    h and x are the windows' entries and pixel made white by the Cholesky factor `root` of the covariance of `windows`
+    [n, D+1]; h ends in a 1.
     """
 
     mean: Tensor
@@ -93,10 +94,10 @@ class MCGSM(nn.Module):
         """log p(pixel | pixels before) of windows [n, D+1], [n] nats."""
         h, x = self.whitened(windows)
         gate = self.gate(h)
-        squared = (x[:, None] - h @ self.a.T).square()
+        squared = (x[:, None] - h @ self.a.T).square()  # [n, c]
         expert = 0.5 * (self.alpha - math.log(2 * math.pi) - self.alpha.exp() * squared[:, :, None])
         mixed = (gate + expert).flatten(1).logsumexp(1) - gate.flatten(1).logsumexp(1)
-        return mixed - self.root[-1, -1].log()
+        return mixed - self.root[-1, -1].log()  # per unit of the pixel, not of x
 
     def draw(self, windows: Tensor, generator: Generator) -> Tensor:
         """Pixels drawn given the pixels before, the windows' own pixel ignored: [n, D+1] → [n]."""
@@ -105,7 +106,7 @@ class MCGSM(nn.Module):
         c = component // self.alpha.shape[1]
         noise = torch.randn(len(h), generator=generator, dtype=h.dtype, device=h.device)
         x = (h * self.a[c]).sum(1) + (-self.alpha.flatten()[component] / 2).exp() * noise
-        return self.mean[-1] + h[:, :-1] @ self.root[-1, :-1] + self.root[-1, -1] * x
+        return self.mean[-1] + h[:, :-1] @ self.root[-1, :-1] + self.root[-1, -1] * x  # h without its 1
 
 
 def fit_mcgsm(model: MCGSM, windows: Tensor, generator: Generator, n_steps: int = 3000, batch: int = 2000) -> MCGSM:

@@ -55,7 +55,7 @@ def init_distributed(device: torch.device) -> None:
 
 
 def close_distributed() -> None:
-    """Leave the other processes, all at the same time: with nccl a process that leaves waits for the rest."""
+    """Leave the process group. Every process calls it at the same point: with nccl the first to leave waits for all."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

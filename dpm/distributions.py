@@ -179,7 +179,7 @@ class Bernoulli(Distribution):
 
     @property
     def mean(self) -> Tensor:  # type: ignore[override]
-        """r."""
+        """r, the probability of 1."""
         return self.probs
 
     @property
@@ -254,7 +254,7 @@ class Categorical(Distribution):
 
     def entropy(self) -> Tensor:
         """Entropy, nats."""
-        return entr(torch.where(self.probs > 0, self.probs, 1.0)).sum(-1)
+        return entr(torch.where(self.probs > 0, self.probs, 1.0)).sum(-1)  # the slope of entr at 0 is infinite
 
     def cross_entropy(self, other: Distribution) -> Tensor:
         """−E log other(x), nats; 0 log 0 is 0."""

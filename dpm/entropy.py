@@ -14,7 +14,7 @@ from dpm.forward import ForwardProcess, sum_except_batch
 
 
 def entropy_upper_bound(q: ForwardProcess, x0: Tensor, t: int | Tensor) -> Tensor:
-    """H_q(X^t|X^{t−1}) given x⁰, the right side of (24) and (36), by (28)-(30): [B] nats."""
+    """H_q(X^t|X^{t−1}) given x⁰, [B] nats: the right side of (24) and (36), at least H_q(X^{t−1}|X^t) by (28)-(30)."""
     return q.transition_entropy(x0, t)
 
 

@@ -412,7 +412,7 @@ def plot_posterior_along_curve(
     curve: Tensor, x: Tensor, y: tuple[float, float], s: float, shares: dict[str, Tensor], title: str
 ) -> Figure:
     """A posterior on the roll: left, samples [n, 2] over the curve [m, 2], y a cross in its circle of radius s; right,
-    how much of it each part of the curve has, [parts], by several accounts, in units of the first one's largest."""
+    how much of it each part of the curve has, [parts], by two accounts, the exact one first, in units of its peak."""
     figure = NotebookFigure(figsize=(5.8, 3.3), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(curve[:, 0], curve[:, 1], color="lightgrey", lw=1)

@@ -101,11 +101,12 @@ class IdealFullCovarianceReverse(IdealMixtureReverse):
     """f_μ* with the full covariance Σ*: shows what the paper's kernel gives away by independent coordinates."""
 
     def __call__(self, q: GaussianForward, xt: Tensor, t: int | Tensor) -> MultivariateNormal:  # type: ignore[override]
+        """The normal with mean and covariance of q(x^{t−1}|x^t): that within a component, plus that between them."""
         points = self.points.to(xt)
         responsibilities, point_weight, gain, component_variance = self.component_posterior(q, xt, t)
         mean_point = responsibilities @ points
-        point_covariance = torch.einsum("bm,mi,mj->bij", responsibilities, points, points)
-        point_covariance = point_covariance - mean_point[:, :, None] * mean_point[:, None]
+        second_moment = torch.einsum("bm,mi,mj->bij", responsibilities, points, points)
+        point_covariance = second_moment - mean_point[:, :, None] * mean_point[:, None]
         x0_mean = point_weight * mean_point + gain * xt
         of_component = q.posterior_from_moments(xt, x0_mean, component_variance.expand_as(xt), t)
         scale = (q.extract_posterior_coefficients(t, xt).x0 * point_weight)[..., None] ** 2
@@ -114,10 +115,10 @@ class IdealFullCovarianceReverse(IdealMixtureReverse):
 
 @torch.no_grad()
 def ideal_K(p: IdealReverse, q: ForwardProcess, x0: Tensor, generator: Generator) -> Tensor:
-    """K* estimated on x⁰ [B, D] drawn as the data, [B] nats, with each KL averaged over all x⁰ that explain its x^t.
+    """K*, the K of the ideal p, estimated on x⁰ [B, D] drawn as the data: [B] nats.
 
-    The ideal p has the moments of q(x^{t−1}|x^t), so that this mean is H[p] − H_q(X^{t−1}|X^t,X⁰): the sampling noise
-    of x⁰ given x^t is gone.
+    Each KL of (14) is averaged over q(x⁰|x^t). Since p has the moments of q(x^{t−1}|x^t), this average is
+    H[p(x^{t−1}|x^t)] − H_q(X^{t−1}|X^t,X⁰), which is free of the sampling noise of x⁰ given x^t.
     """
     if has_edge_step(p, q):
         at_T, at_1, prior = q.entropy_constants(x0)
@@ -232,7 +233,7 @@ def _enumerate_counts(classes: list[list[int]], sizes: Tensor, n_states: int) ->
 def best_schedule(
     p: IdealReverse, T: int, beta_1: float, x0: Tensor, generator: Generator, n_levels: int = 300
 ) -> Tensor:
-    """The schedule of T steps, β_1 given, that makes K* of real numbers the highest: [T+1]. x⁰ [n, D] is data.
+    """The schedule of T steps, β_1 given, that makes K* of Gaussian diffusion the highest: [T+1]. x⁰ [n, D] is data.
 
     A step from signal-to-noise ratio s down to r < s costs E ½ Σ_i log(1 + (s − r) Var(x⁰_i|x^t)), which depends on no
     other step: so the best path through `n_levels` noise levels is a shortest path. UserError when T > n_levels.
@@ -248,6 +249,6 @@ def best_schedule(
         xt = q.marginal(x0, k + 1).reparameterize(frozen)
         _, variance = p.predict_x0(q, xt, k + 1)
         loss[:k, k] = 0.5 * torch.log1p((snr[:k] - snr[k])[:, None, None] * variance).sum(2).mean(1)
-    cost, path = shortest_paths(loss, T - 1)
-    total = cost - x0.shape[1] / 2 * torch.log(-torch.expm1(logsigmoid(log_snr)))  # the other part of (14) with T in it
+    cost, path = shortest_paths(loss, T - 1)  # to every level: [n_levels], [n_levels, T]
+    total = cost - x0.shape[1] / 2 * torch.log(-torch.expm1(logsigmoid(log_snr)))  # less H_q(X^T|X⁰) of (14)
     return beta_from_alpha_bar(alpha_bar[path[total.argmin()]])

@@ -99,12 +99,12 @@ class BernoulliLikelihood(Likelihood):
         return law.tilt(self.logits)
 
     def log_normalizer(self, law: Distribution, x: Tensor) -> Tensor:
-        """Σ_i log(c_i d_i + (1−c_i)(1−d_i)), [B] nats, for any x."""
+        """Σ_i log(c_i d_i + (1−c_i)(1−d_i)), [B] nats; c_i and d_i are the law's and r's P(x_i = 1), x is not used."""
         return sum_except_batch(self._log_mean(law))
 
     def temper(self, power: Tensor) -> "BernoulliLikelihood":
         """The same observation with its logits times the power."""
-        return BernoulliLikelihood(torch.where(power > 0, power * self.logits, 0.0))
+        return BernoulliLikelihood(torch.where(power > 0, power * self.logits, 0.0))  # 0 also where a logit is ±∞
 
     def diffused(self, q: ForwardProcess, t: int | Tensor, x: Tensor) -> "BernoulliLikelihood":
         """E r over t forward steps from x, up to a constant."""

@@ -24,7 +24,10 @@ FinalStep = Callable[..., Distribution]  #: (p, q, x¹) → the distribution of 
 
 
 def shifted_kernel_mean(x: Tensor, z: Tensor, sigma: Tensor, beta: Tensor) -> Tensor:
-    """f_μ = x √(1−β) + z √β, as in the authors' code: z^μ shifts the forward kernel, in its standard deviations."""
+    """f_μ = x √(1−β) + z √β, as in the authors' code: z^μ shifts the forward kernel in units of √β.
+
+    sigma is not used; it is there for `fixed_point_mean`.
+    """
     return x * (1 - beta).sqrt() + z * beta.sqrt()
 
 
@@ -61,7 +64,7 @@ class KernelPerturbation(nn.Module):
 
 
 class LogitPrediction(nn.Module):
-    """p(x^{t−1}|x^t) = B(f_b), f_b the sigmoid of `network(x^t, t)` → [B, D]: D.1.2's form for bits."""
+    """p(x^{t−1}|x^t) = B(f_b), D.1.2's form for bits: `network(x^t, t)` → [B, D], the logits of x^{t−1}."""
 
     any_schedule = False  #: the network is told t, so it knows its own schedule only
 
@@ -170,7 +173,7 @@ def final_step(p: ReverseModel, q: ForwardProcess, x1: Tensor) -> Distribution:
 
 
 def has_edge_step(p: ReverseModel, q: ForwardProcess) -> bool:
-    """Whether the final step is (44), which is set and not learned."""
+    """Whether the final step p(x⁰|x¹) is the forward kernel itself, (44): set, and not learned."""
     return q.reversible and getattr(p, "final_step", None) is None
 
 

@@ -18,7 +18,7 @@ from dpm.networks.denoisers import FourierMLP, ImageDenoiser, NoiseLevelExperts
 from dpm.networks.layers import (
     EMBEDDING_SIZE,
     MultiScaleSum,
-    denoised_fourier_features,
+    damped_fourier_features,
     log_odds_rbf,
     mlp,
     noise_embedding,
@@ -799,8 +799,8 @@ def test_fourier_features_are_damped_to_their_mean_under_noise():
     x, variance = draws(1, 1, 2, 2).double(), torch.tensor(0.004, dtype=torch.float64)
     nodes, weights = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(60))
     noisy = x + variance.sqrt() * nodes[:, None, None, None]
-    clean = denoised_fourier_features(x, 2 * variance, n_frequencies=3)
-    for clear, seen in zip(clean, denoised_fourier_features(noisy, variance, n_frequencies=3), strict=True):
+    clean = damped_fourier_features(x, 2 * variance, n_frequencies=3)
+    for clear, seen in zip(clean, damped_fourier_features(noisy, variance, n_frequencies=3), strict=True):
         mean = (weights[:, None, None, None] * seen).sum(0, keepdim=True) / weights.sum()
         assert close(mean, clear, 1e-12)
     assert len(clean) == 6

@@ -85,7 +85,7 @@ def begin_or_resume(state: TrainState, checkpoint: Path, n_steps: int, resume: b
 
     Raises UserError where there is nothing to resume, or where a new run would overwrite an unfinished one.
     """
-    exists = os.path.exists(checkpoint)  # False too where one may not look: saving will say so
+    exists = os.path.exists(checkpoint)  # also False where one may not look
     if resume and not exists:
         raise UserError(
             f"nothing to resume, no checkpoint at {checkpoint}; begin without --resume, or name it by --out"

@@ -23,7 +23,7 @@ Unpack = Callable[[bytes], list[bytes]]  #: a file's bytes → the contents in i
 
 
 def no_unpacking(data: bytes) -> list[bytes]:
-    """A file that is checked as it is."""
+    """A file that is no archive: the checksum is that of its own bytes."""
     return [data]
 
 
@@ -33,7 +33,10 @@ def gunzip(data: bytes) -> list[bytes]:
 
 
 def unzip(data: bytes) -> list[bytes]:
-    """The contents of a zip file, sorted by file name, then by folder: CLASS/0000.jpg of every class comes first."""
+    """The contents of a zip file, sorted by file name, then by folder: CLASS/0000.jpg of every class comes first.
+
+    So the first n of them hold all classes.
+    """
     archive = zipfile.ZipFile(io.BytesIO(data))
     return [archive.read(name) for name in sorted(archive.namelist(), key=lambda name: name.split("/")[::-1])]
 

@@ -129,7 +129,7 @@ def load_bark_squares(generator: Generator, size: int) -> Tensor:
 
 @cache
 def load_dead_leaves(device: torch.device = CPU) -> ImageDataset:
-    """The dead leaves of this book: 64×64, disks of radius 1 to 128 pixels, noise of 3.6 levels; frozen.
+    """Our own dead leaves: 64×64, disks of radius 1 to 128 pixels, noise of 3.6 levels. Results rest on this recipe.
 
     The set of 2012 behind Table 2 is not to be had. Noise and radii are chosen so that an MCGSM scores on these leaves
     what it scored on those, 1.244 bits per pixel; so only differences between models mean anything. They are drawn on

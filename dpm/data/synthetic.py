@@ -12,7 +12,7 @@ def swiss_roll_curve(u: Tensor) -> Tensor:
     """The curve of the swiss roll, D.1.1, at places u in [0, 1]: [n] → [n, 2].
 
     The spiral (θ cos θ, θ sin θ), θ = (3π/2)(1+2u), as in scikit-learn; shifted, and scaled by one constant, to mean 0
-    and variance 1 for uniform u.
+    and mean square 1 of a coordinate, for uniform u.
     """
     theta = 1.5 * math.pi * (1 + 2 * u)
     mean, scale = _spiral_moments()
@@ -30,7 +30,7 @@ def _spiral_moments() -> tuple[Tensor, float]:
 
 
 def swiss_roll(n: int, generator: Generator, noise: float = ROLL_NOISE) -> Tensor:
-    """The swiss roll, D.1.1, of variance 1: a uniform point of the curve plus N(0, noise²). Returns [n, 2]."""
+    """The swiss roll, D.1.1, [n, 2]: √(1−noise²) · curve(u) + N(0, noise²), u uniform on [0, 1]; mean square 1."""
     u = torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device)
     blur = torch.randn(n, 2, generator=generator, dtype=torch.float64, device=generator.device)
     return math.sqrt(1 - noise**2) * swiss_roll_curve(u) + noise * blur

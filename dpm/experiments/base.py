@@ -117,6 +117,6 @@ def paper_reverse(
 
 
 def multi_scale_reverse(channels: int, width: int, depth: int) -> VPrediction:
-    """v-prediction by a denoiser small enough for two cores: residual blocks of D.2.1's sum over three scales."""
+    """v-prediction by a denoiser that two cores can train: residual blocks that sum over three scales, as in D.2.1."""
     blocks = ConditionalSequential(MultiScaleBlock(width, n_scales=3) for _ in range(depth))
     return VPrediction(ImageDenoiser(channels, width, blocks, n_frequencies=0))

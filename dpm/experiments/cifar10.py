@@ -13,7 +13,8 @@ config = partial(image_config, T, BETA_1)
 
 def published_reverse() -> KernelPerturbation:
     """D.2.1: a dense pathway in parallel with the convolutional one."""
-    dense, convolutional = DensePathway(3, 32, 1000, 6, 5), ConvPathway(3, 100, 6, 3, 3)
+    dense = DensePathway(3, 32, width=1000, n_layers=6, outputs=5)
+    convolutional = ConvPathway(3, 100, n_layers=6, kernel=3, n_scales=3)
     return paper_reverse(T, 3, [dense, convolutional], width=100, n_layers=4)
 
 

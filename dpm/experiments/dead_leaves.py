@@ -13,7 +13,7 @@ config = partial(image_config, T, BETA_1)
 
 def published_reverse() -> KernelPerturbation:
     """D.2.1: the convolutional pathway alone."""
-    return paper_reverse(T, 1, [ConvPathway(1, 100, 6, 3, 4)], width=100, n_layers=4)
+    return paper_reverse(T, 1, [ConvPathway(1, 100, n_layers=6, kernel=3, n_scales=4)], width=100, n_layers=4)
 
 
 EXPERIMENT = image_experiment(

@@ -15,7 +15,9 @@ config = partial(image_config, T, BETA_1)
 
 def published_reverse() -> KernelPerturbation:
     """D.2.1 with both pathways, small."""
-    return paper_reverse(T, 1, [DensePathway(1, 8, 256, 2, 2), ConvPathway(1, 20, 3, 3, 3)], width=32, n_layers=2)
+    dense = DensePathway(1, 8, width=256, n_layers=2, outputs=2)
+    convolutional = ConvPathway(1, 20, n_layers=3, kernel=3, n_scales=3)
+    return paper_reverse(T, 1, [dense, convolutional], width=32, n_layers=2)
 
 
 EXPERIMENT = image_experiment(

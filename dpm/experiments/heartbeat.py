@@ -23,7 +23,7 @@ def paper_model() -> DiffusionModel:
 
 
 def best_model() -> DiffusionModel:
-    """x⁰-prediction by an MLP."""
+    """x⁰-prediction by an MLP, which sees the bits and the noise level."""
     p = BitX0Prediction(mlp(1 + LENGTH, width=128, n_layers=2, outputs=LENGTH))
     return DiffusionModel(FixedSchedule(linear_alpha_bar(2000)), heartbeat_forward, p)
 

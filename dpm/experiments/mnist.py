@@ -16,7 +16,7 @@ config = partial(image_config, T, BETA_1)
 
 def published_reverse() -> KernelPerturbation:
     """D.2.1: the dense pathway alone."""
-    return paper_reverse(T, 1, [DensePathway(1, 28, 900, 3, 2)], width=20, n_layers=2)
+    return paper_reverse(T, 1, [DensePathway(1, 28, width=900, n_layers=3, outputs=2)], width=20, n_layers=2)
 
 
 def two_experts() -> VPrediction:

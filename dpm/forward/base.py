@@ -99,7 +99,7 @@ class ForwardProcess(ABC):
         return sum_except_batch(from_zero + (from_one - from_zero) * self.marginal(x0, t - 1).mean)
 
     def blurred_marginal(self, points: Tensor, variance: float, t: int | Tensor) -> Distribution:
-        """q(x^t) for x⁰ ~ N(point, variance · I), one per row of points [M, D]; only real numbers have a variance."""
+        """q(x^t) for x⁰ ~ N(point, variance · I), one per row of points [M, D]; bits take variance 0."""
         if variance:
-            raise ValueError("only real numbers can be blurred by normal noise; take variance 0")
+            raise ValueError("only a process on real numbers can be blurred by normal noise; take variance 0")
         return self.marginal(points, t)

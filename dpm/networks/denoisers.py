@@ -12,7 +12,7 @@ from torch.nn.functional import silu
 
 from dpm.networks.layers import (
     channels_last,
-    denoised_fourier_features,
+    damped_fourier_features,
     fourier_features,
     mlp,
     noise_embedding,
@@ -27,7 +27,8 @@ LOG_SNR_SCALE = 4  # brings log-SNRs of −8 to 16 to the size of other inputs
 class FourierMLP(nn.Module):
     """An MLP on x [B, D], Fourier features of x, and the log-SNR: → [B, 2D].
 
-    The Fourier features, an octave apart, let a small network see a fine curve.
+    The Fourier features, an octave apart, let a small network see a fine curve. The halves of the output are the
+    prediction and the log variance of each entry.
     """
 
     def __init__(self, dimensions: int, width: int, n_layers: int, n_frequencies: int):
@@ -57,7 +58,7 @@ class ImageDenoiser(nn.Module):
 
     def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
         """x [B, C, H, W], log_snr a number or [B, 1, 1, 1] → prediction and log variance, [B, 2C, H, W]."""
-        features = denoised_fourier_features(x, torch.sigmoid(-log_snr), self.n_frequencies)
+        features = damped_fourier_features(x, torch.sigmoid(-log_snr), self.n_frequencies)
         h = self.conv_in(torch.cat([x, *features], dim=1))
         h = self.blocks(channels_last(h), noise_embedding(log_snr))
         return self.conv_out(silu(h))
@@ -77,11 +78,11 @@ class NoiseLevelExperts(nn.Module):
 
     def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
         """x [B, …], log_snr a number or [B, 1, …] → what the expert of each sample returns."""
-        is_high = log_snr.flatten() < self.log_snr_threshold
+        is_noisy = log_snr.flatten() < self.log_snr_threshold
         if log_snr.ndim == 0:
-            return (self.high if is_high else self.low)(x, log_snr)
+            return (self.high if is_noisy else self.low)(x, log_snr)
         # either may get no samples, and is called all the same: DDP waits for both gradients
-        high, low = self.high(x[is_high], log_snr[is_high]), self.low(x[~is_high], log_snr[~is_high])
+        high, low = self.high(x[is_noisy], log_snr[is_noisy]), self.low(x[~is_noisy], log_snr[~is_noisy])
         output = high.new_empty(len(x), *high.shape[1:])
-        output[is_high], output[~is_high] = high, low
+        output[is_noisy], output[~is_noisy] = high, low
         return output

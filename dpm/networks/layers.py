@@ -91,11 +91,11 @@ def fourier_features(x: Tensor, frequencies: Sequence[float]) -> list[Tensor]:
     return [wave(frequency * x) for frequency in frequencies for wave in (torch.sin, torch.cos)]
 
 
-def denoised_fourier_features(x: Tensor, noise_variance: Tensor, n_frequencies: int) -> list[Tensor]:
-    """Fourier features of noisy pixels x [B, C, H, W], each damped to its average over normal noise of this variance.
+def damped_fourier_features(x: Tensor, noise_variance: Tensor, n_frequencies: int) -> list[Tensor]:
+    """Fourier features of noisy pixels x [B, C, H, W], each damped to its mean over normal noise of x's noise variance.
 
-    They let a network tell grey levels apart (Kingma et al. 2021, VDM); the damping is ours. Octaves from one period
-    per unit of x on.
+    They let a network tell grey levels apart (Kingma et al. 2021, VDM). The damping is ours: it silences the waves that
+    the noise has made meaningless. The first wave has one period per unit of x, each further one half that period.
     """
     frequencies = [2 * math.pi * 2**k for k in range(n_frequencies)]
     damping = [(-(frequency**2) * noise_variance / 2).exp() for frequency in frequencies for _ in ("sin", "cos")]

@@ -24,9 +24,9 @@ from dpm.networks.layers import (
 class PerTimestepLinear(nn.Module):
     """A linear layer of its own for every timestep (D.1.1, D.1.2): h [B, inputs], t → [B, outputs].
 
-    `init` [T+1, inputs+1, outputs] holds the initial weights, the last input being the constant 1. With `n_shared` > 0
-    the layers also share a part that is smooth in t, Σ_j g_j(t) V_j, and learn the rest at `scale`: one timestep sees
-    too few samples to learn 1000 weights alone.
+    Its weights are init_t + scale · w_t + Σ_j g_j(t) V_j, [inputs+1, outputs], the last input being the constant 1.
+    `init` [T+1, inputs+1, outputs] is fixed, w_t is learned for each t alone, and the V_j (`n_shared` of them) are
+    learned in common, since one timestep sees too few samples to learn 1000 weights alone. g_j: `log_odds_rbf`.
     """
 
     init: Tensor
@@ -34,7 +34,7 @@ class PerTimestepLinear(nn.Module):
 
     def __init__(self, init: Tensor, n_shared: int = 0, scale: float = 1.0):
         super().__init__()
-        self.scale = scale
+        self.scale = scale  # of per_timestep alone, see `weights`
         self.register_buffer("init", init, persistent=False)
         self.register_buffer("basis", log_odds_rbf(len(init) - 1, n_shared), persistent=False)
         self.per_timestep = nn.Parameter(torch.zeros_like(init))
@@ -134,11 +134,11 @@ class MultiScaleConv(MultiScaleSum):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs, H, W] → [B, outputs, H, W]."""
-        return softplus(super().forward(x))
+        return softplus(super().forward(x))  # super: the sum over scales
 
 
 class ConvPathway(nn.Sequential):
-    """The convolutional pathway of D.2.1: multi-scale layers in sequence, [B, C, H, W] → [B, outputs, H, W].
+    """The convolutional pathway of D.2.1: multi-scale layers in sequence, [B, channels, H, W] → [B, outputs, H, W].
 
     Each layer is initialised for the mean and variance that the softplus before it gives a normal variable; otherwise
     each would pass on a quarter of the variance.
@@ -155,10 +155,10 @@ class ConvPathway(nn.Sequential):
 
 
 class DensePathway(nn.Sequential):
-    """The dense pathway of D.2.1: tanh layers over the whole picture, [B, C, size, size] → [B, outputs, size, size].
+    """The dense pathway of D.2.1: tanh layers, [B, channels, size, size] → [B, outputs, size, size].
 
-    The paper names neither widths nor an initialisation. Layers at least as wide as the picture start by passing it on,
-    since to remove the noise of a pixel the layers above must see the pixel.
+    The paper names neither widths nor an initialisation. Layers at least as wide as the picture start as the identity
+    but for a factor of 1/4, since to remove the noise of a pixel the layers above must see the pixel.
     """
 
     def __init__(self, channels: int, size: int, width: int, n_layers: int, outputs: int):
