@@ -6,11 +6,15 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 from docutils import nodes
+from laboratory import write_weights
 
 # The theme's Font Awesome script weighs 1.5 MB a page; its icons come from the theme's CSS all the same.
 ICON_SCRIPT = re.compile(r'\s*<script src="[^"]*fontawesome[^"]*\.js[^"]*"></script>')
 # Of MathJax's 24 MB the pages use the TeX reader, its fonts, and the TeX extensions it loads on demand.
 MATHJAX = ("tex-mml-chtml.js", "output/chtml/fonts/woff-v2", "input/tex/extensions")
+
+LABORATORY = "chapters/laboratory"
+ONLY_THERE = {"dpm.js", "laboratory.js", "laboratory.css"}
 
 
 def use_local_mathjax(app, config):
@@ -24,10 +28,21 @@ def mark_sentences(app, doctree, name):
             block["classes"].append("sentence")
 
 
+def load_laboratory_there_only(app, pagename, templatename, context, doctree):
+    """Jupyter Book loads every script and style of _static on every page; the laboratory's belong to one."""
+    for files in ("script_files", "css_files"):
+        context[files] = [
+            file
+            for file in context[files]
+            if pagename == LABORATORY or Path(str(file.filename or "")).name not in ONLY_THERE
+        ]
+
+
 def finish(app, exception):
     if exception is None and app.builder.format == "html":
         static = Path(app.outdir, "_static")
         copy_mathjax(static / "mathjax")
+        write_weights(static / "swiss_roll_weights.js")
         drop_icon_script(Path(app.outdir))
         shutil.rmtree(static / "vendor" / "fontawesome" / "6.5.2" / "js", ignore_errors=True)
 
@@ -52,6 +67,7 @@ def drop_icon_script(outdir):
 
 def setup(app):
     app.connect("config-inited", use_local_mathjax)
+    app.connect("html-page-context", load_laboratory_there_only, priority=900)
     app.connect("doctree-resolved", mark_sentences)
     app.connect("build-finished", finish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
