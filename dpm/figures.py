@@ -121,16 +121,21 @@ def draw_bits(axes: Axes, bits: Tensor, title: str) -> None:
     axes.set(title=title, xlabel="bin")
 
 
-def plot_swiss_roll_samples(x: Tensor) -> Figure:
-    """Samples of the swiss roll [n, 2]."""
+def plot_point_samples(x: Tensor) -> Figure:
+    """Samples of points [n, D]: their first two coordinates, or a histogram where there is one."""
     figure, axes = panels(1, 1, size=5)
-    draw_points(axes[0, 0], x, f"{len(x)} samples of p(x⁰)", ORANGE)
-    axes[0, 0].set(xlabel="$x_1$", ylabel="$x_2$")
+    title = f"{len(x)} samples of p(x⁰)"
+    if x.shape[1] == 1:
+        axes[0, 0].hist(x[:, 0].numpy(), bins="auto", density=True, color=ORANGE)
+        axes[0, 0].set(title=title, xlabel="$x_1$", ylabel="density")
+    else:
+        draw_points(axes[0, 0], x, title, ORANGE)
+        axes[0, 0].set(xlabel="$x_1$", ylabel="$x_2$")
     return figure
 
 
-def plot_heartbeat_samples(x: Tensor) -> Figure:
-    """Samples of the heartbeat [n, length], the first 100 shown."""
+def plot_bit_samples(x: Tensor) -> Figure:
+    """Samples of bits [n, length], one a row, the first 100 shown."""
     figure, axes = panels(1, 1, size=5)
     draw_bits(axes[0, 0], x[:100], f"{min(len(x), 100)} samples of p(x⁰)")
     axes[0, 0].set_ylabel("sequence")
@@ -197,9 +202,11 @@ def plot_images_to_scale(pictures: dict[str, Tensor]) -> Figure:
     return figure
 
 
+#: how samples of a kind of data are drawn
 SAMPLE_PLOTS: dict[str, Callable[[Tensor], Figure]] = {
-    "swiss_roll": plot_swiss_roll_samples,
-    "heartbeat": plot_heartbeat_samples,
+    "points": plot_point_samples,
+    "bits": plot_bit_samples,
+    "pictures": plot_image_grid,
 }
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
+from dpm.cli.choose import choose_to_train
 from dpm.cli.output import print_result
 from dpm.distributed import (
     check_batch_splits,
@@ -22,7 +23,7 @@ from dpm.distributed import (
 from dpm.errors import UserError
 from dpm.evaluation import evaluate_experiment
 from dpm.experiments.base import Experiment, TrainConfig
-from dpm.experiments.registry import build_model, get_experiment, load_model
+from dpm.experiments.registry import build_model, load_weights
 from dpm.files import check_writable, read_tensors, write_json, write_tensors
 from dpm.profiling import throughput
 from dpm.provenance import command_line, provenance
@@ -31,21 +32,17 @@ from dpm.training import TrainState, train
 
 def train_experiment(args: argparse.Namespace) -> None:
     """`dpm train`: maximise K, equation (15), then report what the written weights reach."""
-    experiment, config = get_experiment(args.name, args.setting)
+    experiment, setting, folder, told = choose_to_train(args)
+    config = experiment.settings[setting]
     n_steps = config.n_steps if args.steps is None else args.steps
     check_counts(n_steps, args.micro_batch)
     device = choose_device(args.device)
     use_device(device)
     init_distributed(device)
     check_batch_splits(config.batch)
-    folder = Path(args.out or f"runs/{args.name}-{args.setting}")
-    metadata = {"experiment": args.name, "setting": args.setting, "seed": str(args.seed), "steps": str(n_steps)}
-    metadata["command"] = command_line()
-    model = (
-        load_model(args.name, args.setting, args.start).requires_grad_()
-        if args.start
-        else build_model(config, args.seed)
-    )
+    metadata = {"experiment": experiment.name, "setting": setting, "seed": str(args.seed), "steps": str(n_steps)}
+    metadata |= {"command": command_line()} | told
+    model = load_weights(config, args.start).requires_grad_() if args.start else build_model(config, args.seed)
     like = experiment.draw(1, Generator(device))  # missing data are reported before anything is written
     state = TrainState(model, device, args.seed, metadata)
     checkpoint = folder / "checkpoint.safetensors"
@@ -58,9 +55,9 @@ def train_experiment(args: argparse.Namespace) -> None:
         return
     weights = folder / "weights.safetensors"
     write_tensors(weights, to_half(state.ema.module.state_dict()), metadata)
-    model = load_model(args.name, args.setting, weights, device)  # what is reported is what the file holds
+    model = load_weights(config, weights, device)  # what is reported is what the file holds
     result = evaluate_experiment(experiment, model) | {
-        "setting": args.setting,
+        "setting": setting,
         "provenance": provenance(args.seed, device, n_processes) | {"command": metadata["command"]},
     }
     result["provenance"] |= {
