@@ -186,7 +186,10 @@ def crop_and_reduce(picture: Image.Image, size: int, name: str) -> Image.Image:
 
     UserError where it would be enlarged: what interpolation adds can be predicted, and would count as likelihood.
     """
-    if min(picture.size) < size:
-        width, height = picture.size
-        raise UserError(f"{name} is {width}×{height}, smaller than {size}×{size}; choose {min(picture.size)} or less")
-    return ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+    width, height = picture.size
+    side = min(width, height)
+    if side < size:
+        raise UserError(f"{name} is {width}×{height}, smaller than {size}×{size}; choose {side} or less")
+    left, top = (width - side) // 2, (height - side) // 2
+    # cropped first, since a resize of a box looks at pixels outside it
+    return picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)

@@ -43,7 +43,7 @@ class VectorDataset:
         return float(self.scale.log().sum()) / math.log(2)
 
 
-def standardize_points(train: Tensor) -> tuple[Tensor, Tensor]:
+def standardize_points(train: Tensor, name: str = "the data") -> tuple[Tensor, Tensor]:
     """Shift and scale [D] that give every coordinate of `train` mean 0 and mean square 1.
 
     UserError where the points fill no volume, so that they have no density: a coordinate that is constant, or one that
@@ -52,12 +52,12 @@ def standardize_points(train: Tensor) -> tuple[Tensor, Tensor]:
     shift, scale = train.mean(0), train.std(0, correction=0)
     constant = (scale <= 1e-12 * train.abs().amax(0)).nonzero()
     if len(constant):
-        raise UserError(f"coordinate {int(constant[0])} of the points is constant; leave it out")
+        raise UserError(f"coordinate {int(constant[0])} of {name} is constant; leave it out")
     correlations = ((train - shift) / scale).T.cov(correction=0).view(len(shift), len(shift))
     rank = int(torch.linalg.matrix_rank(correlations, hermitian=True, rtol=SMALLEST_EIGENVALUE))
     if rank < len(shift):
         raise UserError(
-            f"the points to train on span {rank} of {len(shift)} dimensions; "
+            f"the points of {name} to train on span {rank} of {len(shift)} dimensions; "
             "leave out coordinates that follow from others, or give more points"
         )
     return shift, scale

@@ -216,7 +216,7 @@ def moments(kind: str, train: Tensor, path: Path) -> tuple[list[float], list[flo
         return [images.shift], [images.scale], 0.5
     if kind == "bits":
         return [0.0], [1.0], float(train.double().mean())
-    shift, scale = standardize_points(train)
+    shift, scale = standardize_points(train, str(path))
     return shift.tolist(), scale.tolist(), 0.5
 
 
