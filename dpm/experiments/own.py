@@ -33,6 +33,7 @@ from dpm.schedules import FixedSchedule, LearnedSchedule, linear_alpha_bar, log_
 
 SPLIT_SEED = 0  #: of the order in which the first fifth is held out, whatever the seed of training
 HELD_OUT = 5  #: one sample of so many is held out
+MOST_PASSES = 500  #: over the training data where no number of steps is named: more would be learned by heart
 BETA_1 = 1e-5  #: of points: finer detail than √β_1, in standard deviations of the data, is blurred by the final step
 BLUR = 1 / 40  #: √β_1 of pictures, in grey levels
 LAST_NOISE_VARIANCE = 0.999  # 1−ᾱ_T of points
@@ -67,7 +68,7 @@ class Recipe(NamedTuple):
     build: Callable[[Choices], DiffusionModel]
     T: int
     batch: int
-    n_steps: int
+    n_steps: int  #: at most
     learning_rate: float
     precision: torch.dtype = torch.float32
 
@@ -264,8 +265,10 @@ def read_same_data(path: Path, choices: Choices, checkpoint: Path) -> Tensor:
 def own_experiment(choices: Choices, data: Tensor | None = None) -> Experiment:
     """The experiment of these choices; without its data it can sample, and neither train nor evaluate."""
     recipe = RECIPES[choices.kind][choices.network]
+    n_train = choices.n - choices.n // HELD_OUT
+    n_steps = min(recipe.n_steps, math.ceil(MOST_PASSES * n_train / choices.batch))
     config = TrainConfig(
-        partial(recipe.build, choices), choices.batch, recipe.n_steps, choices.learning_rate, recipe.precision
+        partial(recipe.build, choices), choices.batch, n_steps, choices.learning_rate, recipe.precision
     )
     build = own_pictures if choices.kind == "pictures" else own_vectors
     return build(choices, {choices.network: config}, data)
