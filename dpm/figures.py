@@ -1,6 +1,7 @@
 """Figures 1 to 5 and the other figures of the book: arrays in, a matplotlib Figure out."""
 
 import io
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -10,6 +11,7 @@ import seaborn
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 from PIL import Image
 from torch import Tensor
@@ -220,6 +222,26 @@ def plot_curves(
     axes.set(xlabel=xlabel, ylabel=ylabel, **axes_options)
     if len(lines) > 1:
         axes.legend()
+    return figure
+
+
+def plot_learning_curves(runs: Sequence[dict], unit: str) -> Figure:
+    """K over the steps of training, a line a run; K on held-out data as a cross at its end, K* as a dotted line.
+
+    A run has "folder", "step" and "K_bits", lists of one length, "K_held_out_bits" and "K_optimum_bits", a number or
+    None. K of training is of the weights as they are, K of held-out data that of their average.
+    """
+    figure, axes = open_panel()
+    for run, colour in zip(runs, itertools.cycle(PALETTE), strict=False):
+        axes.plot(run["step"], run["K_bits"], color=colour, lw=1.2, label=run["folder"])
+        if run["K_held_out_bits"] is not None and run["step"]:
+            axes.plot(run["step"][-1], run["K_held_out_bits"], "X", color=colour, ms=9, mec="white", clip_on=False)
+        if run["K_optimum_bits"] is not None:
+            axes.axhline(run["K_optimum_bits"], color=colour, ls=":")
+    lines, names = axes.get_legend_handles_labels()
+    marks = [Line2D([], [], ls="", marker="X", color="grey", ms=8), Line2D([], [], ls=":", color="grey")]
+    axes.set(xlabel="step", ylabel=f"K ({unit})")
+    axes.legend([*lines, *marks], [*names, "held out", "K*"], loc="lower right")
     return figure
 
 

@@ -290,7 +290,7 @@ MISTAKES = {
     "restored points": (lambda tmp, f: ["denoise", "--data", points(tmp), "--checkpoint", f], "no pictures to restore"),
     "arrays of restorations": (
         lambda tmp, f: ["denoise", "digits", "--out", tmp / "x.npy"],
-        "neither a .png nor a .safetensors file",
+        "no .png or .safetensors file",
     ),
 }
 

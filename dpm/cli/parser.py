@@ -41,7 +41,7 @@ def file_path(*suffixes: str) -> Callable[[str], Path]:
 
     def path(text: str) -> Path:
         if Path(text).suffix not in suffixes:
-            raise argparse.ArgumentTypeError(f"{text!r} is neither a {' nor a '.join(suffixes)} file")
+            raise argparse.ArgumentTypeError(f"{text!r} is no {' or '.join(suffixes)} file")
         return Path(text)
 
     return path
@@ -64,7 +64,7 @@ def add_command(commands: argparse._SubParsersAction, name: str, run: str, about
     command = commands.add_parser(name, help=about, description=about)
     command.set_defaults(run=f"dpm.cli.{run}")
     command.add_argument("--json", action="store_true", help="print one JSON object")
-    if name == "list":
+    if name in ("list", "curve"):
         return command
     command.set_defaults(data=None)
     if name in ("train", "evaluate", "sample", "denoise", "inpaint"):
@@ -106,6 +106,9 @@ def build_parser() -> Parser:
     train.add_argument(
         "--micro-batch", "--at-once", type=int, help="samples in memory at once; the whole batch by default"
     )
+    train.add_argument(
+        "--sample-every", type=whole_number(1, 10**9), help="steps between two pictures of samples in the folder"
+    )
     own = train.add_argument_group("with --data")
     own.add_argument(
         "--size", type=whole_number(4, 1024), help="crop pictures to squares, and reduce them to this many pixels"
@@ -117,6 +120,10 @@ def build_parser() -> Parser:
     start = train.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="continue from the folder's checkpoint")
     start.add_argument("--from", dest="start", type=Path, help="initial weights, such as those in data/weights")
+
+    curve = add("curve", "curve:curve", "learning curves of runs, beside K* where it is known")
+    curve.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders that `dpm train` writes")
+    curve.add_argument("--out", type=file_path(".png"), help="a .png of them")
 
     add("evaluate", "evaluate:evaluate", "K on held-out data, its parts, L_null and K*")
 

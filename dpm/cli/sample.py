@@ -49,10 +49,7 @@ def load_sampler(args: argparse.Namespace) -> tuple[Experiment, str, DiffusionMo
 def sample(args: argparse.Namespace) -> None:
     """`dpm sample`: samples of p(x⁰); of bits the share that data could have been, of the roll their mean log q(x⁰)."""
     experiment, setting, model, q, generator = load_sampler(args)
-    # pictures in float32, like their networks; what is compared with the truth in float64
-    dtype = torch.float32 if experiment.images else torch.float64
-    like = torch.zeros(args.n, *experiment.shape, dtype=dtype, device=q.beta.device)
-    x = reverse.sample(model.p, q, like, generator).cpu()
+    x = draw_samples(experiment, model, q, args.n, generator)
     if args.out and args.out.suffix == ".npy":
         write_array(args.out, to_data(experiment, x))
     else:
@@ -65,6 +62,15 @@ def sample(args: argparse.Namespace) -> None:
         else:
             result["possible_share"] = float(log_q.isfinite().double().mean())
     print_result(result | {"provenance": provenance(args.seed, q.beta.device)}, args.json)
+
+
+def draw_samples(
+    experiment: Experiment, model: DiffusionModel, q: ForwardProcess, n: int, generator: Generator
+) -> Tensor:
+    """n samples of p(x⁰), on the CPU: pictures in float32, like their networks, what else there is in float64."""
+    dtype = torch.float32 if experiment.images else torch.float64
+    like = torch.zeros(n, *experiment.shape, dtype=dtype, device=q.beta.device)
+    return reverse.sample(model.p, q, like, generator).cpu()
 
 
 def to_data(experiment: Experiment, x: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from dpm.errors import UserError
 
-MIN_SAMPLES = 10  #: the fewest that can be split into samples to train on and samples to hold out
 PLAIN_MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # Pillow's modes of pictures without alpha, as read here
 PNG_BIT_DEPTH = 24  # the byte of a PNG that holds it, in the header chunk that must come first
 
@@ -75,17 +74,10 @@ def read_array(path: Path) -> np.ndarray:
 
 
 def _check_vectors(array: np.ndarray, path: Path) -> np.ndarray:
-    """The array, contiguous; UserError unless it is [N, D] with enough samples."""
-    if array.ndim != 2 or array.shape[1] == 0:
+    """The array, contiguous; UserError unless it is [N, D]."""
+    if array.ndim != 2 or array.size == 0:
         raise UserError(f"{path} has shape {list(array.shape)}; points and bits are [N, D], a sample a row")
-    check_count(len(array), "samples", path)
     return np.ascontiguousarray(array)
-
-
-def check_count(n: int, what: str, path: Path) -> None:
-    """UserError where there are too few samples to split."""
-    if n < MIN_SAMPLES:
-        raise UserError(f"{path} holds {n} {what}; give {MIN_SAMPLES} or more, a fifth of which is held out")
 
 
 def _points_of_array(array: np.ndarray, path: Path) -> Tensor:
@@ -115,9 +107,8 @@ def _images_of_array(array: np.ndarray, path: Path, size: int | None) -> Tensor:
         raise UserError(f"{path} holds {array.dtype} numbers; save pictures as uint8, levels 0 to 255")
     if array.ndim == 4 and array.shape[3] in (2, 4):
         raise UserError(f"{path} has {array.shape[3]} channels; take the alpha channel out")
-    if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)) or 0 in array.shape[1:]:
+    if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)) or array.size == 0:
         raise UserError(f"{path} has shape {list(array.shape)}; pictures are [N, H, W] or [N, H, W, C], C 1 or 3")
-    check_count(len(array), "pictures", path)
     if size is not None:
         plain = [Image.fromarray(picture[..., 0] if array.shape[3:] == (1,) else picture) for picture in array]
         array = np.stack([np.asarray(crop_and_reduce(picture, size, str(path))) for picture in plain])
@@ -133,7 +124,8 @@ def _channels_first(array: np.ndarray) -> Tensor:
 def _read_folder(folder: Path, size: int | None) -> Tensor:
     """The pictures of a folder and of those in it, by name: in colour where one of them is."""
     paths = list_pictures(folder)
-    check_count(len(paths), "pictures", folder)
+    if not paths:
+        raise UserError(f"{folder} holds no PNG or JPEG pictures")
     pictures: list[Image.Image] = []
     for path in tqdm(paths, desc="reading", unit="picture", leave=False, disable=None):
         picture = read_picture(path)

@@ -31,6 +31,7 @@ from dpm.networks.unet import u_net
 from dpm.reverse import BitX0Prediction, DiffusionModel, KernelPerturbation, LogitPrediction, VPrediction
 from dpm.schedules import FixedSchedule, LearnedSchedule, linear_alpha_bar, log_snr_linear
 
+MIN_SAMPLES = 10  #: the fewest that are split into some to train on and some to hold out
 SPLIT_SEED = 0  #: of the order in which the first fifth is held out, whatever the seed of training
 HELD_OUT = 5  #: one sample of so many is held out
 MOST_PASSES = 500  #: over the training data where no number of steps is named: more would be learned by heart
@@ -176,6 +177,8 @@ def choose(
 ) -> tuple[Choices, Tensor]:
     """Read a user's data and choose a model for them: what is None takes the recipe's value. Returns the data too."""
     kind, data = read_data(path, size)
+    if len(data) < MIN_SAMPLES:
+        raise UserError(f"{path} has {len(data)} samples; give {MIN_SAMPLES} or more, a fifth of which is held out")
     recipes = RECIPES[kind]
     network = network or next(iter(recipes))
     if network not in recipes:
