@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -51,27 +50,26 @@ class Choices:
     shape: tuple[int, ...]  #: of one sample
     size: int | None  #: to which pictures were reduced
     sha256: str  #: of all samples as they were read
-    split_seed: int
-    shift: list[
-        float
-    ]  #: x⁰ = (x − shift)/scale; one number per coordinate of points, one for all of pictures and of bits
-    scale: list[float]
+    split_seed: int  #: of the order in which a fifth is held out
+    shift: list[float]  #: x⁰ = (x − shift)/scale: a number per coordinate of points, one for pictures and for bits
+    scale: list[float]  #: in the data's own units
     prior_prob: float  #: π(1) of bits, the mean of those to train on; ½ for other kinds, which do not use it
     network: str  #: one of `RECIPES`
-    T: int
-    batch: int
-    learning_rate: float
+    T: int  #: number of timesteps
+    batch: int  #: samples per step
+    learning_rate: float  #: its peak
 
 
-class Recipe(NamedTuple):
+@dataclass(frozen=True)
+class Recipe:
     """A model for a kind of data, and how it is trained where nothing else is said."""
 
-    build: Callable[[Choices], DiffusionModel]
-    T: int
-    batch: int
-    n_steps: int  #: at most
-    learning_rate: float
-    precision: torch.dtype = torch.float32
+    build: Callable[[Choices], DiffusionModel]  #: a fresh model
+    T: int  #: number of timesteps
+    batch: int  #: samples per step
+    n_steps: int  #: optimiser steps at most
+    learning_rate: float  #: its peak
+    precision: torch.dtype = torch.float32  #: of the network's products in training
 
 
 # Models
