@@ -7,9 +7,9 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from dpm.baselines import MCGSM, causal_windows, fit_full_gaussian, fit_mcgsm, mcgsm_log_prob, parzen
+from dpm.baselines import parzen, picture_baselines
 from dpm.bound import STRATUM_SIZE, Bound, evaluate, evaluate_subsampled, kl_above, log_null
-from dpm.data.images import ImageDataset, extract_patches
+from dpm.data.images import ImageDataset
 from dpm.entropy import log_marginal_density
 from dpm.errors import UserError
 from dpm.experiments.base import Experiment
@@ -65,6 +65,10 @@ def evaluate_experiment(experiment: Experiment, model: DiffusionModel, seed: int
     if experiment.images:
         row |= image_units(experiment.images(q.beta.device), K)
         row |= {"K_draws_stderr_bits": stderr_of_draws(*rounds)}
+    if experiment.vectors:
+        row |= {"K_own_units_bits": K - experiment.vectors.scale_bits, "scale_bits": experiment.vectors.scale_bits}
+    if experiment.yardsticks:
+        row |= compare_with_yardsticks(experiment.yardsticks(x0, generator), K_per_sample)
     return row
 
 
@@ -99,8 +103,13 @@ def evaluate_twice(model: DiffusionModel, x0: Tensor, generator: Generator) -> B
 
 
 def stderr_of_strata(values: Tensor) -> float:
-    """Standard error of the mean of [n] samples that share timesteps within strata, from the means of strata."""
-    _, stderr = mean_and_stderr(torch.stack([stratum.mean() for stratum in values.split(STRATUM_SIZE)]))
+    """Standard error of the mean of [n] samples that share timesteps within strata, from the means of strata.
+
+    Of fewer than ten strata it is that of independent samples: so few samples have hundreds of timesteps each, and what
+    differs between them is the samples.
+    """
+    strata = values.split(STRATUM_SIZE) if len(values) >= 10 * STRATUM_SIZE else values
+    _, stderr = mean_and_stderr(torch.stack([stratum.mean() for stratum in strata]))
     return stderr
 
 
@@ -140,6 +149,16 @@ def compare_with_ideal(
     }
 
 
+def compare_with_yardsticks(scores: dict[str, Tensor], K: Tensor) -> dict:
+    """What other density models give the same samples, nats [n] by name, and what K [n], bits, is above each."""
+    row: dict[str, float] = {}
+    for name, nats in scores.items():
+        over, stderr = mean_and_stderr(K - to_bits(nats))
+        row |= {f"{name}_bits": float(to_bits(nats).mean())}
+        row |= {f"K_over_{name}_bits": over, f"K_over_{name}_stderr_bits": stderr}
+    return row
+
+
 def edge_step_loss(p: IdealReverse, q: ForwardProcess, x0: Tensor, generator: Generator) -> Tensor:
     """KL( q(x⁰|x¹) ‖ p(x⁰|x¹) ) of the edge step (44), [B] nats.
 
@@ -160,11 +179,7 @@ def density_baselines(images: ImageDataset, model: DiffusionModel, generator: Ge
     by picture.
     """
     train, test = images.draw(400, generator), images.held_out_data(generator)
-    windows = causal_windows(train).flatten(0, 1)
-    mcgsm = fit_mcgsm(MCGSM(windows, generator), windows, generator)
-    gaussian, patches = fit_full_gaussian(extract_patches(train, 8)), extract_patches(test, 8)
-    scores = {"mcgsm": mcgsm_log_prob(mcgsm, test)}
-    scores["gaussian"] = gaussian.log_prob(patches.flatten(1)).view(len(test), -1).mean(1) / patches[0].numel()
+    scores = picture_baselines(train, test, generator)
     K = evaluate_twice(model, test, generator).K.view(2, -1).mean(0)
     scores["K_over_mcgsm"] = K / test[0].numel() - scores["mcgsm"]
     return {f"{name}_{key}": value for name, nats in scores.items() for key, value in summarize(nats).items()}

@@ -1,6 +1,7 @@
 """Figures 1 to 5 and the other figures of the book: arrays in, a matplotlib Figure out."""
 
 import io
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -10,6 +11,7 @@ import seaborn
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 from PIL import Image
 from torch import Tensor
@@ -121,16 +123,21 @@ def draw_bits(axes: Axes, bits: Tensor, title: str) -> None:
     axes.set(title=title, xlabel="bin")
 
 
-def plot_swiss_roll_samples(x: Tensor) -> Figure:
-    """Samples of the swiss roll [n, 2]."""
+def plot_point_samples(x: Tensor) -> Figure:
+    """Samples of points [n, D]: their first two coordinates, or a histogram where there is one."""
     figure, axes = panels(1, 1, size=5)
-    draw_points(axes[0, 0], x, f"{len(x)} samples of p(x⁰)", ORANGE)
-    axes[0, 0].set(xlabel="$x_1$", ylabel="$x_2$")
+    title = f"{len(x)} samples of p(x⁰)"
+    if x.shape[1] == 1:
+        axes[0, 0].hist(x[:, 0].numpy(), bins="auto", density=True, color=ORANGE)
+        axes[0, 0].set(title=title, xlabel="$x_1$", ylabel="density")
+    else:
+        draw_points(axes[0, 0], x, title, ORANGE)
+        axes[0, 0].set(xlabel="$x_1$", ylabel="$x_2$")
     return figure
 
 
-def plot_heartbeat_samples(x: Tensor) -> Figure:
-    """Samples of the heartbeat [n, length], the first 100 shown."""
+def plot_bit_samples(x: Tensor) -> Figure:
+    """Samples of bits [n, length], one a row, the first 100 shown."""
     figure, axes = panels(1, 1, size=5)
     draw_bits(axes[0, 0], x[:100], f"{min(len(x), 100)} samples of p(x⁰)")
     axes[0, 0].set_ylabel("sequence")
@@ -197,9 +204,11 @@ def plot_images_to_scale(pictures: dict[str, Tensor]) -> Figure:
     return figure
 
 
+#: how samples of a kind of data are drawn
 SAMPLE_PLOTS: dict[str, Callable[[Tensor], Figure]] = {
-    "swiss_roll": plot_swiss_roll_samples,
-    "heartbeat": plot_heartbeat_samples,
+    "points": plot_point_samples,
+    "bits": plot_bit_samples,
+    "pictures": plot_image_grid,
 }
 
 
@@ -213,6 +222,26 @@ def plot_curves(
     axes.set(xlabel=xlabel, ylabel=ylabel, **axes_options)
     if len(lines) > 1:
         axes.legend()
+    return figure
+
+
+def plot_learning_curves(runs: Sequence[dict], unit: str) -> Figure:
+    """K over the steps of training, a line a run; K on held-out data as a cross at its end, K* as a dotted line.
+
+    A run has "folder", "step" and "K_bits", lists of one length, "K_held_out_bits" and "K_optimum_bits", a number or
+    None. K of training is of the weights as they are, K of held-out data that of their average.
+    """
+    figure, axes = open_panel()
+    for run, colour in zip(runs, itertools.cycle(PALETTE), strict=False):
+        axes.plot(run["step"], run["K_bits"], color=colour, lw=1.2, label=run["folder"])
+        if run["K_held_out_bits"] is not None and run["step"]:
+            axes.plot(run["step"][-1], run["K_held_out_bits"], "X", color=colour, ms=9, mec="white", clip_on=False)
+        if run["K_optimum_bits"] is not None:
+            axes.axhline(run["K_optimum_bits"], color=colour, ls=":")
+    lines, names = axes.get_legend_handles_labels()
+    marks = [Line2D([], [], ls="", marker="X", color="grey", ms=8), Line2D([], [], ls=":", color="grey")]
+    axes.set(xlabel="step", ylabel=f"K ({unit})")
+    axes.legend([*lines, *marks], [*names, "held out", "K*"], loc="lower right")
     return figure
 
 

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all."""
 
 import errno
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -53,6 +55,13 @@ def check_writable(path: Path) -> None:
 def write_json(path: Path, content: object) -> None:
     """Write one JSON document, indented, with a newline at its end."""
     write_file(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_array(path: Path, x: Tensor) -> None:
+    """Write one tensor as a .npy file."""
+    content = io.BytesIO()
+    np.save(content, x.detach().cpu().numpy(), allow_pickle=False)
+    write_file(path, content.getvalue())
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -10,17 +10,22 @@ from scipy import stats
 from torch import Generator
 from torch.distributions import MultivariateNormal
 
+from dpm import baselines
 from dpm.baselines import (
     BANDWIDTHS,
     MCGSM,
     causal_windows,
     fit_full_gaussian,
     fit_mcgsm,
+    independent_bits_log_prob,
     log_parzen,
     mcgsm_log_prob,
     parzen,
+    patch_gaussian_log_prob,
+    picture_baselines,
     sample_mcgsm,
 )
+from dpm.data.images import extract_patches
 from dpm.units import mean_and_stderr, to_bits
 
 
@@ -295,3 +300,33 @@ def test_mcgsm_is_as_large_and_as_long_fitted_as_reported():
     assert (size["components"], size["scales"], size["features"]) == (12, 4, 32)
     fit = inspect.signature(fit_mcgsm).parameters
     assert (fit["n_steps"].default, fit["batch"].default) == (3000, 2000)
+
+
+# Rivals on a user's own pictures and bits
+
+
+def test_independent_bits_are_counted():
+    """Half a 0 and half a 1 beside three bits seen: (0.5 + ones)/4, and a column never 1 is still possible."""
+    train = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]]).double()
+    test = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).double()
+    expected = [math.log(2.5 / 4) + math.log(3.5 / 4), math.log(1.5 / 4) + math.log(0.5 / 4)]
+    assert independent_bits_log_prob(train, test).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("n", "side"), [(40, 3), (20, 2), (1, 1)])
+def test_patches_are_as_large_as_their_number_allows(n, side):
+    """In colour, 6×4: 40 pictures have 80 patches of 27 numbers, 20 have 120 of 12, one has 24 of 3; against scipy."""
+    train, test = normal(n, 3, 6, 4), normal(2, 3, 6, 4, seed=1)
+    train[:, 1] += 0.5 * train[:, 0]
+    x, y = (extract_patches(z, side).flatten(1).numpy() for z in (train, test))
+    law = stats.multivariate_normal(x.mean(0), np.cov(x.T, bias=True))
+    by_pixel = law.logpdf(y).reshape(2, -1).mean(1) / side**2
+    assert patch_gaussian_log_prob(train, test).tolist() == pytest.approx(by_pixel.tolist())
+
+
+def test_only_grey_pictures_that_hold_a_neighbourhood_have_an_mcgsm(monkeypatch):
+    monkeypatch.setattr(baselines, "fit_mcgsm", lambda mcgsm, windows, generator: mcgsm)
+    shapes = {(1, 4, 7): True, (1, 3, 7): False, (1, 4, 6): False, (3, 8, 8): False}
+    for shape, has_one in shapes.items():
+        scores = picture_baselines(normal(60, *shape), normal(3, *shape, seed=1), Generator().manual_seed(0))
+        assert ("mcgsm" in scores) == has_one and all(score.shape == (3,) for score in scores.values())

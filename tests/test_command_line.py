@@ -16,7 +16,6 @@ from PIL import Image
 from torch.distributed.run import get_args_parser
 
 from dpm import training
-from dpm.cli import main
 from dpm.cli.parser import build_parser
 from dpm.data.synthetic import heartbeat_sequences
 from dpm.errors import UserError
@@ -33,19 +32,7 @@ KEYS = {"experiment", "K_bits", "K_stderr_bits", "unit", "L_null_bits", "K_minus
 KEYS |= {"minus_entropy_bits", "parts_bits", "T", "paper", "provenance"}
 
 
-@pytest.fixture
-def dpm(monkeypatch, capsys):
-    """Run a command line; returns its exit status, stdout and stderr."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["dpm", *map(str, words)])
-        try:
-            status = main.main()
-        except SystemExit as leave:
-            status = leave.code
-        return status, *capsys.readouterr()
-
-    return run
+BEGUN = ["checkpoint.safetensors", "config.json", "log.jsonl"]  # what a run writes before its first step
 
 
 @pytest.fixture
@@ -186,6 +173,8 @@ def test_train_writes_weights_that_evaluate_reads(dpm, few_held_out, tmp_path):
         "checkpoint.safetensors",
         "weights.safetensors",
         "results.json",
+        "config.json",
+        "log.jsonl",
     }
     for file in ("weights", "checkpoint"):
         assert dpm("evaluate", "swiss_roll", "--checkpoint", tmp_path / f"{file}.safetensors", "--json")[0] == 0
@@ -267,7 +256,7 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(dpm, few_held_out, tmp_path, 
     assert (
         status == 130 and out == "" and "step" in bar and message.startswith("dpm: stopped") and "--resume" in message
     )
-    assert os.listdir(tmp_path) == ["checkpoint.safetensors"]
+    assert sorted(os.listdir(tmp_path)) == BEGUN
     status, _, err = dpm(*words)
     assert status == 2 and "unfinished run (step 1 of 5)" in err and "--resume" in err and err.count("\n") == 1
     status, _, err = dpm(*words, "--seed", 1, "--resume")
@@ -288,14 +277,14 @@ def test_a_disk_that_fills_up_while_training_spares_the_checkpoint(dpm, few_held
 
     def fill(_):
         saved.append(0)
-        if len(saved) == 3:
+        if len(saved) == len(BEGUN) + 2:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", fill)
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
     monkeypatch.setattr(training, "RECORD_EVERY", 2)
     status, out, err = dpm("train", "swiss_roll", "--steps", 9, "--out", tmp_path)
-    assert status == 2 and out == "" and os.listdir(tmp_path) == ["checkpoint.safetensors"]
+    assert status == 2 and out == "" and sorted(os.listdir(tmp_path)) == BEGUN
     assert re.split(r"[\r\n]+", err.strip())[-1].startswith("dpm: cannot write") and "No space left" in err
     assert read_tensors(tmp_path / "checkpoint.safetensors")[1]["step"] == "2"
     assert dpm("train", "swiss_roll", "--steps", 9, "--out", tmp_path, "--resume")[0] == 0
@@ -354,7 +343,7 @@ def test_as_many_steps_as_the_model_has_are_its_own(dpm, tmp_path):
     ],
 )
 def test_trouble_is_one_line_at_most(dpm, monkeypatch, trouble, status, said):
-    monkeypatch.setattr("dpm.cli.evaluate.get_experiment", lambda *_: (_ for _ in ()).throw(trouble()))
+    monkeypatch.setattr("dpm.cli.evaluate.choose_trained", lambda *_: (_ for _ in ()).throw(trouble()))
     monkeypatch.setattr(os, "dup2", lambda *_: None)
     found, out, err = dpm("evaluate", "heartbeat")
     assert found == status and out == "" and said in err and err.count("\n") == bool(said)
@@ -437,7 +426,10 @@ MISTAKES = {
     "no optimum": (lambda tmp: ["optimum", "digits"], "known for heartbeat, swiss_roll"),
     "no weights": (lambda tmp: ["evaluate", "digits", "--checkpoint", tmp / "none"], "no weights at"),
     "weights not shipped": (lambda tmp: ["sample", "bark"], "only of best"),
-    "picture of no kind": (lambda tmp: ["sample", "heartbeat", "--out", tmp / "x.jpg"], "neither a .png"),
+    "picture of no kind": (
+        lambda tmp: ["sample", "heartbeat", "--out", tmp / "x.jpg"],
+        "no .png or .safetensors or .npy file",
+    ),
     "no steps to draw by": (
         lambda tmp: ["sample", "swiss_roll", "--setting", "best", "--T", 0, "--out", tmp / "x" / "y.png"],
         "--T 0",
@@ -561,6 +553,5 @@ def test_progress_on_pictures_is_in_bits_per_pixel(dpm, tmp_path, monkeypatch):
 
 
 def test_evaluate_hands_on_its_seed(dpm, monkeypatch):
-    monkeypatch.setattr("dpm.cli.evaluate.load_model", lambda *_: None)
     monkeypatch.setattr("dpm.cli.evaluate.evaluate_experiment", lambda experiment, model, seed=0: {"seed": seed})
     assert json.loads(dpm("evaluate", "heartbeat", "--seed", 7, "--device", "cpu", "--json")[1])["seed"] == 7

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import Generator
 
-from dpm import evaluation
+from dpm import baselines, evaluation
 from dpm.bound import evaluate, step_kl, trajectory_K
 from dpm.data.images import ImageDataset, extract_patches, standardize
 from dpm.data.sets import load_digits
@@ -25,6 +25,7 @@ from dpm.evaluation import (
     parzen_row,
     parzen_table,
     stderr_of_draws,
+    stderr_of_strata,
 )
 from dpm.experiments.heartbeat import LENGTH, heartbeat_forward
 from dpm.experiments.registry import EXPERIMENTS, build_model, load_model
@@ -175,13 +176,23 @@ def test_stderr_of_draws_is_what_other_draws_change(small, monkeypatch):
     both = to_bits(evaluate_twice(model, held_out_data(experiment, 3), Generator().manual_seed(3)).K).view(2, 12) / 64
     row = evaluate_experiment(experiment, model, seed=3)
     assert row["K_draws_stderr_bits"] == pytest.approx(stderr_of_draws(*both), rel=1e-6)
-    assert row["K_stderr_bits"] == pytest.approx(abs(float(both.mean(0)[:10].mean() - both.mean(0)[10:].mean())) / 2)
+    assert row["K_stderr_bits"] == pytest.approx(stats.sem(both.mean(0)))
+
+
+def test_standard_errors_are_of_strata_where_there_are_ten_and_of_samples_where_not():
+    """Samples that move together within their stratum: 120 of them have the error of 12 means."""
+    shared = torch.randn(12, generator=Generator().manual_seed(0), dtype=torch.float64)
+    own = torch.randn(12, 10, generator=Generator().manual_seed(1), dtype=torch.float64)
+    values = (shared[:, None] + 0.1 * own).flatten()
+    assert stderr_of_strata(values) == pytest.approx(stats.sem(values.view(12, 10).mean(1)))
+    assert stderr_of_strata(values[:99]) == pytest.approx(stats.sem(values[:99]))
+    assert 0 < stderr_of_strata(values[:2]) < 1
 
 
 def test_density_baselines_are_measured_on_all_that_is_held_out(monkeypatch):
     """The Gaussian of 8×8 patches against scipy's, on pictures of four patches each; the MCGSM as it starts; and K of
     an untrained model above it, on the same pictures."""
-    monkeypatch.setattr(evaluation, "fit_mcgsm", lambda mcgsm, windows, generator: mcgsm)
+    monkeypatch.setattr(baselines, "fit_mcgsm", lambda mcgsm, windows, generator: mcgsm)
     monkeypatch.setattr(evaluation, "N_EVALUATIONS", 6 * 50)
     train, test = (
         torch.randint(0, 256, (n, 1, 16, 16), generator=Generator().manual_seed(n), dtype=torch.uint8) for n in (50, 6)

@@ -17,7 +17,7 @@ def points():
 
 
 def test_a_figure_shows_itself_in_a_notebook(points):
-    picture = Image.open(io.BytesIO(figures.plot_swiss_roll_samples(points)._repr_png_()))
+    picture = Image.open(io.BytesIO(figures.plot_point_samples(points)._repr_png_()))
     assert picture.format == "PNG" and picture.getextrema() != ((255, 255),) * 4
 
 
@@ -61,7 +61,7 @@ def test_images_to_scale_share_the_greys_of_the_first():
 
 
 def test_fewer_colours_make_a_smaller_file(points):
-    figure = figures.plot_swiss_roll_samples(points)
+    figure = figures.plot_point_samples(points)
     assert len(figures.to_png(figure, colours=32)) < len(figures.to_png(figure))
 
 
@@ -278,13 +278,13 @@ def test_figure_1_shows_each_panel_its_own(points):
 
 
 def test_a_one_is_dark_and_a_zero_light():
-    image = figures.plot_heartbeat_samples(torch.tensor([[0.0, 1.0]])).axes[0].images[0]
+    image = figures.plot_bit_samples(torch.tensor([[0.0, 1.0]])).axes[0].images[0]
     zero, one = (sum(image.cmap(image.norm(v))[:3]) for v in (0.0, 1.0))
     assert zero > 2.9 and one < 0.1
 
 
 def test_of_many_samples_of_bits_a_hundred_are_shown():
-    (axes,) = figures.plot_heartbeat_samples(torch.zeros(150, 3)).axes
+    (axes,) = figures.plot_bit_samples(torch.zeros(150, 3)).axes
     assert axes.images[0].get_array().shape == (100, 3) and axes.get_title().startswith("100 samples")
 
 

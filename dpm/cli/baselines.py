@@ -23,7 +23,7 @@ def baselines(args: argparse.Namespace) -> None:
         raise UserError(f"{args.name} has no grey pictures; bark, dead_leaves, digits and mnist have")
     if args.name != "mnist" and (args.n, args.T) != (PARZEN_SAMPLES, None):
         raise UserError(f"no sample of {args.name} is drawn for its baselines; leave out -n and --T")
-    _, model, q, generator = load_sampler(args)
+    _, _, model, q, generator = load_sampler(args)
     images = experiment.images(generator.device)
     if args.name == "mnist":
         result = parzen_table(images, load_mnist_validation(generator.device), model, q, args.n, generator)

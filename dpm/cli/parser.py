@@ -1,6 +1,8 @@
 """The words of the command line, as argparse sees them. Imports nothing heavy."""
 
 import argparse
+import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -8,6 +10,7 @@ from typing import NoReturn
 from dpm.errors import UserError
 
 PARZEN_SAMPLES = 10_000  # of Table 2's protocol
+DEFAULT_SETTING = "paper"
 OLD_SETTINGS = {"ours": "best", "cpu": "best"}  # words of earlier versions, which recorded commands use
 
 
@@ -19,18 +22,36 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 
-def seed(text: str) -> int:
-    """A seed that every generator takes."""
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to {2**32 - 1}")
-    return int(text)
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    """An argument type: a whole number in a range."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {low} to {high}")
+        return int(text)
+
+    return parse
 
 
-def picture_path(text: str) -> Path:
-    """A file for samples: a picture, or their arrays."""
-    if Path(text).suffix not in (".png", ".safetensors"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a .png nor a .safetensors file")
-    return Path(text)
+seed = whole_number(0, 2**32 - 1)  #: one that every generator takes
+
+
+def file_path(*suffixes: str) -> Callable[[str], Path]:
+    """An argument type: a file with one of these suffixes."""
+
+    def path(text: str) -> Path:
+        if Path(text).suffix not in suffixes:
+            raise argparse.ArgumentTypeError(f"{text!r} is no {' or '.join(suffixes)} file")
+        return Path(text)
+
+    return path
+
+
+def positive(text: str) -> float:
+    """A finite number above 0."""
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return float(text)
 
 
 def setting(text: str) -> str:
@@ -43,20 +64,28 @@ def add_command(commands: argparse._SubParsersAction, name: str, run: str, about
     command = commands.add_parser(name, help=about, description=about)
     command.set_defaults(run=f"dpm.cli.{run}")
     command.add_argument("--json", action="store_true", help="print one JSON object")
-    if name == "list":
+    if name in ("list", "curve"):
         return command
-    command.add_argument("name", help="an experiment, see `dpm list`")
+    command.set_defaults(data=None)
+    if name in ("train", "evaluate", "sample", "denoise", "inpaint"):
+        data = command.add_mutually_exclusive_group(required=name != "sample")
+        data.add_argument("name", nargs="?", help="an experiment, see `dpm list`")
+        data.add_argument("--data", type=Path, help="your own: a folder of pictures, or a .npy or .npz file")
+    else:
+        command.add_argument("name", help="an experiment, see `dpm list`")
     command.add_argument("--seed", type=seed, default=0)
     if name in ("train", "evaluate", "sample", "baselines", "denoise", "inpaint"):
-        command.add_argument("--setting", type=setting, default="paper", help="paper (as published) or best")
+        command.add_argument("--setting", type=setting, default=DEFAULT_SETTING, help="paper (as published) or best")
         command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     if name in ("evaluate", "sample", "baselines", "denoise", "inpaint"):
         command.add_argument("--checkpoint", type=Path, help="weights to use in place of the shipped ones")
     if name in ("sample", "baselines", "denoise", "inpaint"):
         default = PARZEN_SAMPLES if name == "baselines" else 16
         command.add_argument("-n", type=int, default=default, help="number of samples")
-    if name in ("sample", "denoise", "inpaint"):
-        command.add_argument("--out", type=picture_path, help="a .png of them, or a .safetensors file")
+    if name in ("denoise", "inpaint"):
+        command.add_argument(
+            "--out", type=file_path(".png", ".safetensors"), help="a .png of them, or a .safetensors file"
+        )
     if name in ("optimum", "schedule", "sample", "baselines", "denoise", "inpaint"):
         command.add_argument("--T", type=int, help="number of timesteps")
     if name in ("denoise", "inpaint"):
@@ -77,9 +106,24 @@ def build_parser() -> Parser:
     train.add_argument(
         "--micro-batch", "--at-once", type=int, help="samples in memory at once; the whole batch by default"
     )
+    train.add_argument(
+        "--sample-every", type=whole_number(1, 10**9), help="steps between two pictures of samples in the folder"
+    )
+    own = train.add_argument_group("with --data")
+    own.add_argument(
+        "--size", type=whole_number(4, 1024), help="crop pictures to squares, and reduce them to this many pixels"
+    )
+    own.add_argument("--network", help="unet or paper for pictures, mlp or paper for points and bits")
+    own.add_argument("--T", type=whole_number(2, 100_000), help="number of timesteps")
+    own.add_argument("--batch", type=whole_number(1, 10**6), help="samples per step")
+    own.add_argument("--learning-rate", type=positive, help="its peak")
     start = train.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="continue from the folder's checkpoint")
     start.add_argument("--from", dest="start", type=Path, help="initial weights, such as those in data/weights")
+
+    curve = add("curve", "curve:curve", "learning curves of runs, beside K* where it is known")
+    curve.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders that `dpm train` writes")
+    curve.add_argument("--out", type=file_path(".png"), help="a .png of them")
 
     add("evaluate", "evaluate:evaluate", "K on held-out data, its parts, L_null and K*")
 
@@ -91,7 +135,12 @@ def build_parser() -> Parser:
     schedule = add("schedule", "ideal:schedule", "the noise schedule that makes K* the highest")
     schedule.add_argument("--out", type=Path, help="a JSON file for it")
 
-    add("sample", "sample:sample", "draw from p(x⁰)")
+    sample = add("sample", "sample:sample", "draw from p(x⁰)")
+    sample.add_argument(
+        "--out",
+        type=file_path(".png", ".safetensors", ".npy"),
+        help="a .png of them, or their arrays; .npy in the units of the data",
+    )
 
     baselines = add("baselines", "baselines:baselines", "other density models on the same pictures")
     baselines.add_argument("--save", dest="out", type=Path, help="a JSON file for the result")

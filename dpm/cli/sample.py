@@ -9,14 +9,13 @@ from matplotlib.figure import Figure
 from torch import Generator, Tensor
 
 from dpm import reverse
+from dpm.cli.choose import choose_trained
 from dpm.cli.ideal import n_timesteps
 from dpm.cli.output import print_result
-from dpm.distributed import choose_device, use_device
 from dpm.errors import UserError
 from dpm.experiments.base import Experiment
-from dpm.experiments.registry import get_experiment, load_model
-from dpm.figures import SAMPLE_PLOTS, plot_image_grid, plot_restorations, to_png
-from dpm.files import check_writable, write_file, write_tensors
+from dpm.figures import SAMPLE_PLOTS, plot_restorations, to_png
+from dpm.files import check_writable, write_array, write_file, write_tensors
 from dpm.forward import ForwardProcess
 from dpm.posterior import GaussianLikelihood, RSchedule, annealed, constant, diffused, sample_posterior
 from dpm.provenance import command_line, provenance
@@ -28,36 +27,34 @@ OLD_R_SCHEDULES = {"fading": "annealed", "carried": "diffused"}  # words of earl
 BATCH = 4_000  # samples whose log q(x⁰) is computed at once
 
 
-def load_sampler(args: argparse.Namespace) -> tuple[Experiment, DiffusionModel, ForwardProcess, Generator]:
-    """What sampling takes: the trained model, its forward process or that of --T steps, and a generator.
+def load_sampler(args: argparse.Namespace) -> tuple[Experiment, str, DiffusionModel, ForwardProcess, Generator]:
+    """What sampling takes: experiment, setting, trained model, its forward process or that of --T steps, a generator.
 
     Raises UserError for a bad -n, --T, --checkpoint or --out before anything is drawn.
     """
-    experiment, _ = get_experiment(args.name, args.setting)
     if not 1 <= args.n <= 1_000_000:
         raise UserError(f"-n {args.n}: give 1 to 1000000")
-    device = choose_device(args.device)
-    use_device(device)
-    model = load_model(args.name, args.setting, args.checkpoint, device)
+    experiment, setting, model = choose_trained(args)
     if args.out:
         check_writable(args.out)
     q = model.forward_process()
+    device = q.beta.device
     if args.T not in (None, q.T):
         if not model.p.any_schedule:
-            raise UserError(f"{args.name} --setting {args.setting} knows its own {q.T} steps only; leave out --T")
+            raise UserError(f"{experiment.name}, {setting}, knows its own {q.T} steps only; leave out --T")
         q = model.forward_class(experiment.forward_process(n_timesteps(experiment, args.T)).beta.to(device))
-    return experiment, model, q, Generator(device).manual_seed(args.seed)
+    return experiment, setting, model, q, Generator(device).manual_seed(args.seed)
 
 
 def sample(args: argparse.Namespace) -> None:
     """`dpm sample`: samples of p(x⁰); of bits the share that data could have been, of the roll their mean log q(x⁰)."""
-    experiment, model, q, generator = load_sampler(args)
-    # pictures in float32, like their networks; what is compared with the truth in float64
-    dtype = torch.float32 if experiment.images else torch.float64
-    like = torch.zeros(args.n, *experiment.shape, dtype=dtype, device=q.beta.device)
-    x = reverse.sample(model.p, q, like, generator).cpu()
-    save_samples(args, SAMPLE_PLOTS.get(args.name, plot_image_grid), {"x": x})
-    result = {"experiment": args.name, "setting": args.setting, "n": args.n, "T": q.T}
+    experiment, setting, model, q, generator = load_sampler(args)
+    x = draw_samples(experiment, model, q, args.n, generator)
+    if args.out and args.out.suffix == ".npy":
+        write_array(args.out, to_data(experiment, x))
+    else:
+        save_samples(args, SAMPLE_PLOTS[experiment.kind], {"x": x})
+    result = {"experiment": experiment.name, "setting": setting, "n": args.n, "T": q.T}
     if experiment.ideal:
         log_q = torch.cat([experiment.ideal.log_prob(batch) for batch in x.split(BATCH)])
         if experiment.ideal.variance:
@@ -65,6 +62,23 @@ def sample(args: argparse.Namespace) -> None:
         else:
             result["possible_share"] = float(log_q.isfinite().double().mean())
     print_result(result | {"provenance": provenance(args.seed, q.beta.device)}, args.json)
+
+
+def draw_samples(
+    experiment: Experiment, model: DiffusionModel, q: ForwardProcess, n: int, generator: Generator
+) -> Tensor:
+    """n samples of p(x⁰), on the CPU: pictures in float32, like their networks, what else there is in float64."""
+    dtype = torch.float32 if experiment.images else torch.float64
+    like = torch.zeros(n, *experiment.shape, dtype=dtype, device=q.beta.device)
+    return reverse.sample(model.p, q, like, generator).cpu()
+
+
+def to_data(experiment: Experiment, x: Tensor) -> Tensor:
+    """Samples in the units and the type of the data: pictures [n, H, W] or [n, H, W, C] of levels cut to 0…255."""
+    if experiment.images is None:
+        return experiment.vectors.to_data(x) if experiment.vectors else x
+    levels = experiment.images(x.device).to_levels(x).clamp(0, 255).byte().permute(0, 2, 3, 1)
+    return levels[..., 0] if levels.shape[3] == 1 else levels
 
 
 def save_samples(args: argparse.Namespace, plot: Callable[..., Figure], arrays: dict[str, Tensor]) -> None:
@@ -109,13 +123,13 @@ def restore(args: argparse.Namespace, observe: Callable[..., tuple[GaussianLikel
     r_name = OLD_R_SCHEDULES.get(args.r, args.r)
     if r_name not in R_SCHEDULES:
         raise UserError(f"no r(x^t) named {args.r!r}; there are {', '.join(R_SCHEDULES)}")
-    experiment, model, q, generator = load_sampler(args)
+    experiment, setting, model, q, generator = load_sampler(args)
     if experiment.images is None:
-        raise UserError(f"{args.name} has no pictures to restore; try digits")
+        raise UserError(f"{experiment.name} has no pictures to restore; try digits")
     x0 = (experiment.whole_images or experiment.held_out_data)(generator)[: args.n].float()
     r, seen = observe(x0, generator)
     x, _ = sample_posterior(model.p, q, r, x0, generator, R_SCHEDULES[r_name])
     save_samples(args, plot_restorations, {"x0": x0, "seen": seen, "restored": x})
-    result = {"experiment": args.name, "setting": args.setting, "n": len(x0), "r": r_name, "T": q.T}
+    result = {"experiment": experiment.name, "setting": setting, "n": len(x0), "r": r_name, "T": q.T}
     result |= {"error_seen": float((seen - x0).square().mean()), "error_restored": float((x - x0).square().mean())}
     print_result(result | {"provenance": provenance(args.seed, q.beta.device)}, args.json)

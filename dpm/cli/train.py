@@ -1,15 +1,20 @@
 """`dpm train`."""
 
 import argparse
+import json
 import math
 import os
+import time
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
+from dpm.cli.choose import choose_to_train
 from dpm.cli.output import print_result
+from dpm.cli.sample import draw_samples
 from dpm.distributed import (
     check_batch_splits,
     choose_device,
@@ -22,45 +27,45 @@ from dpm.distributed import (
 from dpm.errors import UserError
 from dpm.evaluation import evaluate_experiment
 from dpm.experiments.base import Experiment, TrainConfig
-from dpm.experiments.registry import build_model, get_experiment, load_model
-from dpm.files import check_writable, read_tensors, write_json, write_tensors
+from dpm.experiments.registry import build_model, load_weights
+from dpm.figures import SAMPLE_PLOTS, to_png
+from dpm.files import check_writable, read_tensors, write_file, write_json, write_tensors
 from dpm.profiling import throughput
 from dpm.provenance import command_line, provenance
-from dpm.training import TrainState, train
+from dpm.reverse import DiffusionModel
+from dpm.runlog import append_record, cut_log
+from dpm.training import TrainState, learning_rate_at, train
 
 
 def train_experiment(args: argparse.Namespace) -> None:
     """`dpm train`: maximise K, equation (15), then report what the written weights reach."""
-    experiment, config = get_experiment(args.name, args.setting)
+    experiment, setting, folder, told = choose_to_train(args)
+    config = experiment.settings[setting]
     n_steps = config.n_steps if args.steps is None else args.steps
     check_counts(n_steps, args.micro_batch)
     device = choose_device(args.device)
     use_device(device)
     init_distributed(device)
     check_batch_splits(config.batch)
-    folder = Path(args.out or f"runs/{args.name}-{args.setting}")
-    metadata = {"experiment": args.name, "setting": args.setting, "seed": str(args.seed), "steps": str(n_steps)}
-    metadata["command"] = command_line()
-    model = (
-        load_model(args.name, args.setting, args.start).requires_grad_()
-        if args.start
-        else build_model(config, args.seed)
-    )
+    metadata = {"experiment": experiment.name, "setting": setting, "seed": str(args.seed), "steps": str(n_steps)}
+    metadata |= {"command": command_line()} | told
+    model = load_weights(config, args.start).requires_grad_() if args.start else build_model(config, args.seed)
     like = experiment.draw(1, Generator(device))  # missing data are reported before anything is written
     state = TrainState(model, device, args.seed, metadata)
     checkpoint = folder / "checkpoint.safetensors"
     begin_or_resume(state, checkpoint, n_steps, args.resume)
     precision = choose_precision(config.precision, device)
-    run(state, experiment, config, checkpoint, n_steps, precision, args.micro_batch)
+    begin_log(state, experiment, config, folder, precision)
+    run(state, experiment, config, folder, n_steps, precision, args)
     rank, n_processes = rank_and_world_size()
     close_distributed()
     if rank > 0:
         return
     weights = folder / "weights.safetensors"
     write_tensors(weights, to_half(state.ema.module.state_dict()), metadata)
-    model = load_model(args.name, args.setting, weights, device)  # what is reported is what the file holds
+    model = load_weights(config, weights, device)  # what is reported is what the file holds
     result = evaluate_experiment(experiment, model) | {
-        "setting": args.setting,
+        "setting": setting,
         "provenance": provenance(args.seed, device, n_processes) | {"command": metadata["command"]},
     }
     result["provenance"] |= {
@@ -113,16 +118,34 @@ def check_finished(checkpoint: Path) -> None:
         )
 
 
+def begin_log(
+    state: TrainState, experiment: Experiment, config: TrainConfig, folder: Path, precision: torch.dtype
+) -> None:
+    """Write all choices to config.json, and cut log.jsonl back to the step that is gone on from."""
+    rank, n_processes = rank_and_world_size()
+    if rank > 0:
+        return
+    told, device = state.metadata, state.generator.device
+    choices = {"experiment": told["experiment"], "setting": told["setting"], "T": state.model.forward_process().T}
+    choices |= {"unit": experiment.unit, "steps": int(told["steps"]), "batch": config.batch}
+    choices |= {"learning_rate": config.learning_rate, "precision": str(precision)}
+    if "data" in told:
+        choices["data"] = json.loads(told["data"])
+    made = provenance(int(told["seed"]), device, n_processes) | {"command": told["command"]}
+    write_json(folder / "config.json", choices | {"provenance": made})
+    cut_log(folder / "log.jsonl", state.step)
+
+
 def run(
     state: TrainState,
     experiment: Experiment,
     config: TrainConfig,
-    checkpoint: Path,
+    folder: Path,
     n_steps: int,
     precision: torch.dtype,
-    micro_batch: int | None,
+    args: argparse.Namespace,
 ) -> None:
-    """Train to the end, with a progress bar that shows K."""
+    """Train to the end, with a progress bar that shows K, a log, and --sample-every so many steps a picture."""
     rank, _ = rank_and_world_size()
     records = train(
         state,
@@ -130,15 +153,37 @@ def run(
         config.batch,
         n_steps,
         config.learning_rate,
-        checkpoint,
+        folder / "checkpoint.safetensors",
         precision=precision,
-        micro_batch=micro_batch,
+        micro_batch=args.micro_batch,
     )
     with tqdm(total=n_steps, initial=state.step, unit="step", disable=rank > 0) as bar:
+        begun, step = time.monotonic(), state.step
         for record in records:
+            seconds = time.monotonic() - begun
             K = record.K / math.log(2) / experiment.n_pixels
             bar.update(record.step - bar.n)
             bar.set_postfix_str(f"K {K:.3f} {experiment.unit}", refresh=False)
+            if rank == 0:
+                learning_rate = learning_rate_at(record.step - 1, n_steps, config.learning_rate)
+                line = {"step": record.step, "K_bits": K, "learning_rate": learning_rate}
+                line["samples_per_second"] = (record.step - step) * config.batch / seconds
+                append_record(folder / "log.jsonl", line)
+                if args.sample_every and record.step // args.sample_every > step // args.sample_every:
+                    draw_progress(folder / f"samples-{record.step:06}.png", experiment, state, args.seed)
+            begun, step = time.monotonic(), record.step
+
+
+N_DRAWN = {"pictures": 16, "points": 2_000, "bits": 100}  # samples in a picture of progress
+
+
+def draw_progress(path: Path, experiment: Experiment, state: TrainState, seed: int) -> None:
+    """Write a picture of samples of the averaged weights, from the same noise every time."""
+    model = cast(DiffusionModel, state.ema.module)
+    q = model.forward_process()
+    generator = Generator(q.beta.device).manual_seed(seed)
+    x = draw_samples(experiment, model, q, N_DRAWN[experiment.kind], generator)
+    write_file(path, to_png(SAMPLE_PLOTS[experiment.kind](x)))
 
 
 def to_half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

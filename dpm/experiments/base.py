@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from dpm.data.images import ImageDataset
+from dpm.data.vectors import VectorDataset
 from dpm.forward import ForwardProcess, GaussianForward
 from dpm.ideal import IdealReverse
 from dpm.networks.denoisers import ImageDenoiser
@@ -15,6 +16,9 @@ from dpm.networks.paper import ConvPathway, DensePathway, PaperImageNetwork
 from dpm.networks.unet import ConditionalSequential, MultiScaleBlock
 from dpm.reverse import DiffusionModel, KernelPerturbation, VPrediction
 from dpm.schedules import FixedSchedule, log_snr_linear
+
+#: (held-out x⁰, generator) → the log density of each sample under rival models, by name, nats per `Experiment.unit`
+Yardsticks = Callable[[Tensor, Generator], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,15 @@ class Experiment:
     ideal: IdealReverse | None = None  #: the ideal reverse model, where it can be computed
     images: Callable[[torch.device], ImageDataset] | None = None  #: loads the data, where they are pictures
     whole_images: Callable[[Generator], Tensor] | None = None  #: held-out pictures to restore, where K is of patches
+    vectors: VectorDataset | None = None  #: the data, where they are points or bits of a fixed set
+    yardsticks: Yardsticks | None = None  #: rival density models, fitted to the training data
+
+    @property
+    def kind(self) -> str:
+        """What the data are: "pictures", "points" or "bits"."""
+        if len(self.shape) == 3:
+            return "pictures"
+        return "points" if self.forward_process(2).states is None else "bits"
 
     @property
     def n_pixels(self) -> int:

@@ -13,7 +13,7 @@ from dpm.experiments.shipped import weights_path
 from dpm.files import load_state, read_tensors, strip_prefix
 from dpm.reverse import DiffusionModel
 
-_NO_EXPERIMENT = {"base", "shipped", "registry"}
+_NO_EXPERIMENT = {"base", "shipped", "registry", "own"}
 
 
 def _find_experiments() -> dict[str, Experiment]:
@@ -54,7 +54,13 @@ def load_model(name: str, setting: str, path: Path | None = None, device: torch.
             f"no weights of {name} --setting {setting} are shipped, only of {', '.join(shipped)}; "
             "`dpm train` makes them, --checkpoint names them"
         )
-    path = path or weights_path(name, setting)
+    if path and "data" in read_tensors(path)[1]:
+        raise UserError(f"{path} was trained on data of your own, not on {name}; name them by --data instead")
+    return load_weights(config, path or weights_path(name, setting), device)
+
+
+def load_weights(config: TrainConfig, path: Path, device: torch.device | str = "cpu") -> DiffusionModel:
+    """The trained model of a configuration, from weights or a checkpoint of `dpm train`."""
     tensors, _ = read_tensors(path)
     model = build_model(config)
     load_state(model, strip_prefix(tensors, "ema.module.") or tensors, path)
