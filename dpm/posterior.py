@@ -99,7 +99,7 @@ class BernoulliLikelihood(Likelihood):
         return distribution.tilt(self.logits)
 
     def log_normalizer(self, distribution: Distribution, x: Tensor) -> Tensor:
-        """Σ_i log(c_i d_i + (1−c_i)(1−d_i)), [B] nats; c_i, d_i: P(x_i = 1) of the distribution and of r; x is unused."""
+        """Σ_i log(c_i d_i + (1−c_i)(1−d_i)), [B] nats; c_i, d_i are P(x_i = 1) by distribution and r; x is unused."""
         return sum_except_batch(self._log_mean(distribution))
 
     def temper(self, power: Tensor) -> "BernoulliLikelihood":
