@@ -132,10 +132,10 @@ def bound_loss(p: ReverseModel, q: ForwardProcess, x0: Tensor, t: Tensor, noise:
 
 def simple_loss(p, q: ForwardProcess, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     """‖ε − ε̂‖², [B]: L_simple of Ho et al. 2020, for a reverse model that predicts x⁰ of a Gaussian process."""
-    law = q.marginal(x0, t)
-    xt = law.reparameterize(noise)
+    marginal = q.marginal(x0, t)
+    xt = marginal.reparameterize(noise)
     x0_hat, _ = p.predict_x0(q, xt, t)
-    return sum_except_batch((x0_hat - x0).square() * (1 - law.variance) / law.variance)
+    return sum_except_batch((x0_hat - x0).square() * (1 - marginal.variance) / marginal.variance)
 
 
 @torch.no_grad()

@@ -39,8 +39,8 @@ def prior_cross_entropy_gap_of_step(q: ForwardProcess, x0: Tensor, t: int | Tens
 
 def log_marginal_density(q: ForwardProcess, points: Tensor, xt: Tensor, t: int, variance: float = 0.0) -> Tensor:
     """log q(x^t), a mixture of q(x^t|x⁰) over all points: x^t [B, D] → [B] nats."""
-    law = q.blurred_marginal(points, variance, t)
-    return torch.logsumexp(law.log_prob(xt[:, None]).sum(-1), dim=1) - math.log(len(points))
+    marginal = q.blurred_marginal(points, variance, t)
+    return torch.logsumexp(marginal.log_prob(xt[:, None]).sum(-1), dim=1) - math.log(len(points))
 
 
 def marginal_entropy(

@@ -165,11 +165,11 @@ def edge_step_loss(p: IdealReverse, q: ForwardProcess, x0: Tensor, generator: Ge
     Its mean is H_q(X¹|X⁰) − H_q(X⁰|X¹) for data that have the prior's moments. Both logarithms contain log q(x¹|x⁰),
     whose analytic mean replaces its sample.
     """
-    law = q.transition(x0, 1)
-    x1 = law.reparameterize(q.sample_noise(x0, generator))
+    transition = q.transition(x0, 1)
+    x1 = transition.reparameterize(q.sample_noise(x0, generator))
     log_q_x1 = log_marginal_density(q, p.points.to(x1), x1, 1, p.variance)
-    log_posterior = p.log_prob(x0) + sum_except_batch(law.log_prob(x1)) - log_q_x1  # log q(x⁰|x¹)
-    return log_posterior + sum_except_batch(law.entropy()) + log_null(q, x1) - log_null(q, x0)
+    log_posterior = p.log_prob(x0) + sum_except_batch(transition.log_prob(x1)) - log_q_x1  # log q(x⁰|x¹)
+    return log_posterior + sum_except_batch(transition.entropy()) + log_null(q, x1) - log_null(q, x0)
 
 
 def density_baselines(images: ImageDataset, model: DiffusionModel, generator: Generator) -> dict:

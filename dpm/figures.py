@@ -281,7 +281,7 @@ def plot_schedules(levels: Sequence[Tensor], costs: Sequence[Tensor], titles: Se
         figure = NotebookFigure(figsize=(5.8, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         left.plot(np.arange(1, len(level) + 1), level, ".-", color=BLUE)
-        left.set(yscale="logit", xlabel="step t", ylabel="noise variance", ylim=(5e-5, 0.9995))
+        left.set(yscale="logit", xlabel="timestep t", ylabel="noise variance", ylim=(5e-5, 0.9995))
         left.yaxis.set_minor_formatter(NullFormatter())
         right.hlines(level[1:], 0, cost, color=ORANGE, lw=1.2)
         right.set(xlabel="cost of the step (bits)", xlim=(0, 1.05 * max(float(cost.max()) for cost in costs)))
@@ -338,7 +338,7 @@ def timestep_panels(t: int, lines: dict[str, Tensor], ylabel: str, **axes_option
         (line,) = below.plot(y, dash, color="black", lw=1, label=name)
         below.plot(t, y[t], "o", color=line.get_color())
     above.set(title=f"t = {t}")
-    below.set(xlabel="step t", ylabel=ylabel, **axes_options)
+    below.set(xlabel="timestep t", ylabel=ylabel, **axes_options)
     if len(lines) > 1:
         below.legend(ncols=len(lines), loc="lower right", bbox_to_anchor=(1, 0.95), frameon=False, columnspacing=1)
     seaborn.despine(ax=below)
@@ -385,7 +385,7 @@ def plot_entropy_bounds(panels: dict[str, tuple[Tensor, Tensor, Tensor]]) -> Fig
             axis.fill_between(t, low - base, high - base, color=BLUE, alpha=0.25, label="between the bounds")
             axis.plot(t, value - base, color=ORANGE, label="exact")
         column[0].set(title=title)
-        column[1].set(xlabel="step t")
+        column[1].set(xlabel="timestep t")
     axes[0, 0].set(ylabel="entropy of a step (nats)")
     axes[1, 0].set(ylabel="above the lower bound (nats)")
     axes[0, 0].legend(loc="upper left")
@@ -393,13 +393,13 @@ def plot_entropy_bounds(panels: dict[str, tuple[Tensor, Tensor, Tensor]]) -> Fig
     return figure
 
 
-def plot_entropy_bounds_of_chain(
+def plot_entropy_bounds_of_process(
     low: Tensor, value: Tensor, high: Tensor, title: str, reach: float, density: float
 ) -> Figure:
-    """Both sides of (24) and the exact value between them, in nats, [T] each, against t/T, a stair a step.
+    """The entropy bounds (24) of one forward process and the exact value between them, nats, [T] each, against t/T.
 
-    Left as they are, from `reach` down by a factor of 300. Right less the lower side and times T, up to `density`, so
-    that an area is a sum over all steps.
+    One stair per timestep. Left, the entropies themselves, from `reach` down to a 300th of it. Right, T times their
+    excess over the lower bound, up to `density`: there an area is a sum over all timesteps.
     """
     figure = NotebookFigure(figsize=(5.8, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -461,14 +461,17 @@ def plot_posterior_along_curve(
     return figure
 
 
-def plot_reverse_law(
+def plot_reverse_distribution(
     u: Tensor, true: Tensor, best: Tensor, betas: Sequence[float], losses: Tensor, at: int, title: str
 ) -> Figure:
-    """Section 2.2: a reverse law and the nearest Gaussian, densities over u, at rate betas[at]; beside them the KL
-    between the two, nats, at all rates, with a cross at this one and a dotted line of order three through the last."""
+    """Section 2.2: the reverse distribution q(x^{t−1}|x^t) of one x^t and the nearest Gaussian, at the rate betas[at].
+
+    Left, both densities over u, in standard deviations. Right, the KL between the two at every rate, nats, with a cross
+    at this one; a dotted line of order three goes through the last.
+    """
     figure = NotebookFigure(figsize=(5.8, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(u, true, color=BLUE, label="true law")
+    left.plot(u, true, color=BLUE, label="true reversal")
     left.plot(u, best, "--", color=ORANGE, label="best Gaussian")
     left.set(title=title, xlabel="standard deviations", ylabel="density", ylim=(0, 0.75))
     left.legend(loc="upper right", fontsize="small")

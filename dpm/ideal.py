@@ -161,18 +161,18 @@ def enumerate_ideal_K(p: IdealReverse, q: ForwardProcess) -> Tensor | None:
         log_joint, counts_t = log_joint[possible], counts[possible]
         probability = (log_joint.logsumexp(1) + log_multiplicity[possible]).exp()
         mean = torch.softmax(log_joint, dim=1) @ points  # P(x⁰ = 1 | x^t) of each group, [S, G]
-        laws = [q.posterior_from_moments(torch.full_like(mean, float(state)), mean, mean, t) for state in states]
+        steps = [q.posterior_from_moments(torch.full_like(mean, float(state)), mean, mean, t) for state in states]
         total = total + entropy_lower_bound(q, p.points, t) @ p.weights
-        total = total - probability @ torch.stack([law.entropy() for law in laws], dim=-1).mul(counts_t).sum((1, 2))
+        total = total - probability @ torch.stack([step.entropy() for step in steps], dim=-1).mul(counts_t).sum((1, 2))
     return total
 
 
 def _log_joint(q: ForwardProcess, points: Tensor, counts: Tensor, states: Tensor, t: int) -> Tensor:
     """log q(x^t | point) of every state, from the number of bits of each group in each state: [S, M]."""
-    law = q.marginal(points, t)
+    marginal = q.marginal(points, t)
     log_joint = counts.new_zeros(len(counts), len(points))
     for k, state in enumerate(states):
-        prob = law.log_prob(torch.full_like(points, float(state))).exp()  # [M, G]
+        prob = marginal.log_prob(torch.full_like(points, float(state))).exp()  # [M, G]
         log_joint = log_joint + torch.xlogy(counts[:, None, :, k], prob).sum(2)
     return log_joint
 

@@ -30,16 +30,16 @@ class Likelihood(ABC):
         """log r(x), [B] nats."""
 
     @abstractmethod
-    def multiply(self, law: Distribution) -> Distribution:
+    def multiply(self, distribution: Distribution) -> Distribution:
         """p̃ ∝ p · r, equation (22), for one reverse transition p."""
 
     @abstractmethod
     def temper(self, power: Tensor) -> "Likelihood":
         """r^power up to a constant; power [B, 1, …]."""
 
-    def log_normalizer(self, law: Distribution, x: Tensor) -> Tensor:
+    def log_normalizer(self, distribution: Distribution, x: Tensor) -> Tensor:
         """log p(x) r(x)/p̃(x), [B] nats: log Z̃_t(x^{t+1}) of (22) where p̃ is the exact product, else a log weight."""
-        return sum_except_batch(law.log_prob(x) - self.multiply(law).log_prob(x)) + self.log_prob(x)
+        return sum_except_batch(distribution.log_prob(x) - self.multiply(distribution).log_prob(x)) + self.log_prob(x)
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ class GaussianLikelihood(Likelihood):
         """log r(x), [B] nats; a missing coordinate adds nothing."""
         return self._log_prob_of_y(x, self.variance)
 
-    def multiply(self, law: Distribution) -> Normal:
+    def multiply(self, distribution: Distribution) -> Normal:
         """The product of two Gaussians, by the Kalman gain."""
-        gain = law.variance / (law.variance + self.variance)
-        return Normal((1 - gain) * law.mean + gain * self.y, (1 - gain) * law.variance)
+        gain = distribution.variance / (distribution.variance + self.variance)
+        return Normal((1 - gain) * distribution.mean + gain * self.y, (1 - gain) * distribution.variance)
 
-    def log_normalizer(self, law: Distribution, x: Tensor) -> Tensor:
+    def log_normalizer(self, distribution: Distribution, x: Tensor) -> Tensor:
         """log N(y; mean, variance of both), [B] nats, for any x."""
-        return self._log_prob_of_y(law.mean, law.variance + self.variance)
+        return self._log_prob_of_y(distribution.mean, distribution.variance + self.variance)
 
     def temper(self, power: Tensor) -> "GaussianLikelihood":
         """The same observation with its variance divided by the power."""
@@ -93,14 +93,14 @@ class BernoulliLikelihood(Likelihood):
         """log r(x), [B] nats."""
         return sum_except_batch(logsigmoid(torch.where(x > 0.5, self.logits, -self.logits)))
 
-    def multiply(self, law: Distribution) -> Distribution:
+    def multiply(self, distribution: Distribution) -> Distribution:
         """The product of two Bernoullis: logits add. TypeError for real numbers."""
-        self._check_bits(law)
-        return law.tilt(self.logits)
+        self._check_bits(distribution)
+        return distribution.tilt(self.logits)
 
-    def log_normalizer(self, law: Distribution, x: Tensor) -> Tensor:
-        """Σ_i log(c_i d_i + (1−c_i)(1−d_i)), [B] nats; c_i and d_i are the law's and r's P(x_i = 1), x is not used."""
-        return sum_except_batch(self._log_mean(law))
+    def log_normalizer(self, distribution: Distribution, x: Tensor) -> Tensor:
+        """Σ_i log(c_i d_i + (1−c_i)(1−d_i)), [B] nats; c_i, d_i are P(x_i = 1) by distribution and r; x is unused."""
+        return sum_except_batch(self._log_mean(distribution))
 
     def temper(self, power: Tensor) -> "BernoulliLikelihood":
         """The same observation with its logits times the power."""
@@ -111,15 +111,15 @@ class BernoulliLikelihood(Likelihood):
         log_one, log_zero = (self._log_mean(q.marginal(torch.full_like(x, bit), t)) for bit in (1.0, 0.0))
         return BernoulliLikelihood(log_one - log_zero)
 
-    def _check_bits(self, law: Distribution) -> None:
-        if not hasattr(law, "logits"):
+    def _check_bits(self, distribution: Distribution) -> None:
+        if not hasattr(distribution, "logits"):
             raise TypeError("a BernoulliLikelihood multiplies bits; for real numbers use another likelihood")
 
-    def _log_mean(self, law: Distribution) -> Tensor:
+    def _log_mean(self, distribution: Distribution) -> Tensor:
         """log(c d + (1−c)(1−d)) per bit: the denominator of Table App.1, with c_i where it prints x_i."""
-        self._check_bits(law)
-        law = Bernoulli(law.logits)  # type: ignore[attr-defined]
-        (log_c, log_not_c), (log_d, log_not_d) = law.log_probs, Bernoulli(self.logits).log_probs
+        self._check_bits(distribution)
+        bits = Bernoulli(distribution.logits)  # type: ignore[attr-defined]
+        (log_c, log_not_c), (log_d, log_not_d) = bits.log_probs, Bernoulli(self.logits).log_probs
         return torch.logaddexp(log_c + log_d, log_not_c + log_not_d)
 
 
@@ -137,12 +137,12 @@ class GradientGuidance(Likelihood):
         """log r(x), [B] nats."""
         return torch.as_tensor(self.power, dtype=x.dtype, device=x.device).flatten() * self.log_r(x)
 
-    def multiply(self, law: Distribution) -> Distribution:
-        """The law tilted by the gradient of log r at its mean."""
+    def multiply(self, distribution: Distribution) -> Distribution:
+        """The distribution tilted by the gradient of log r at its mean."""
         with torch.enable_grad():
-            mean = law.mean.detach().requires_grad_()
+            mean = distribution.mean.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(self.log_r(mean).sum(), mean)
-        return law.tilt(self.power * gradient)
+        return distribution.tilt(self.power * gradient)
 
     def temper(self, power: Tensor) -> "GradientGuidance":
         """The same guidance at a power of r."""
@@ -183,17 +183,17 @@ def posterior_trajectory(
     over (22), up to a factor that all x^t share. The batch is resampled when its effective sample size falls below the
     share `resample_below` of it; then every row must have the same r.
     """
-    law, previous_log_r = q.prior(like), like.new_zeros(len(like))
+    distribution, previous_log_r = q.prior(like), like.new_zeros(len(like))
     log_weight = like.new_zeros(len(like))
     for t in range(q.T, -1, -1):
         r_t = r_schedule(r, q, t, like)
-        x = r_t.multiply(law).reparameterize(q.sample_noise(like, generator))
-        log_weight = log_weight + r_t.log_normalizer(law, x) - previous_log_r
+        x = r_t.multiply(distribution).reparameterize(q.sample_noise(like, generator))
+        log_weight = log_weight + r_t.log_normalizer(distribution, x) - previous_log_r
         if resample_below and effective_sample_size(log_weight) < resample_below * len(x):
             x, log_weight = resample(x, log_weight, generator)
         yield t, x, log_weight
         if t > 0:
-            law, previous_log_r = reverse_step(p, q, x, t), r_t.log_prob(x)
+            distribution, previous_log_r = reverse_step(p, q, x, t), r_t.log_prob(x)
 
 
 def sample_posterior(

@@ -135,10 +135,10 @@ def area(stairs):
     return float(((values - (0 if baseline is None else baseline)) * np.diff(edges)).sum())
 
 
-def test_entropy_bounds_of_chain_keep_sums_over_steps_as_areas():
+def test_entropy_bounds_of_process_keep_sums_over_timesteps_as_areas():
     """(24): on the right T times nats over t/T."""
     low, value, high = (torch.tensor(side) for side in ([0.0, 1.0, 2.0], [0.5, 1.5, 2.5], [1.0, 3.0, 2.5]))
-    left, right = figures.plot_entropy_bounds_of_chain(low, value, high, "T = 3", reach=10, density=8).axes
+    left, right = figures.plot_entropy_bounds_of_process(low, value, high, "T = 3", reach=10, density=8).axes
     assert np.isclose(area(right.patches[0]), (high - low).sum())
     assert np.isclose(area(right.patches[1]), (value - low).sum())
     (band, exact), (_, top) = left.patches, left.get_ylim()
@@ -148,7 +148,7 @@ def test_entropy_bounds_of_chain_keep_sums_over_steps_as_areas():
 
 def test_entropy_bounds_that_fail_show_the_upper_bound_below():
     low, value, high = torch.tensor([0.0, 2.0]), torch.tensor([0.5, 2.2]), torch.tensor([1.0, 1.9])
-    bottom, _ = figures.plot_entropy_bounds_of_chain(low, value, high, "", reach=10, density=8).axes[1].get_ylim()
+    bottom, _ = figures.plot_entropy_bounds_of_process(low, value, high, "", reach=10, density=8).axes[1].get_ylim()
     assert np.isclose(bottom, -0.2)
 
 
@@ -170,10 +170,10 @@ def test_posteriors_stand_two_in_a_row(points):
     assert rows == {0, 1} and [axes.get_title() for axes in figure.axes] == list("abcd")
 
 
-def test_reverse_law_has_its_beta_marked():
+def test_reverse_distribution_has_its_beta_marked():
     u = torch.linspace(-1, 1, 5)
     betas, losses = [0.1, 0.01], torch.tensor([1e-2, 1e-5])
-    left, right = figures.plot_reverse_law(u, u.square(), u.abs(), betas, losses, 1, "β").axes
+    left, right = figures.plot_reverse_distribution(u, u.square(), u.abs(), betas, losses, 1, "β").axes
     assert np.allclose(left.lines[0].get_ydata(), u.square()) and np.allclose(left.lines[1].get_ydata(), u.abs())
     third, line, mark = right.lines
     assert np.allclose(third.get_ydata(), losses) and np.allclose(line.get_ydata(), losses)

@@ -56,7 +56,7 @@ class AbsorbingForward(ForwardProcess):
     def posterior_from_moments(
         self, xt: Tensor, mean: Tensor, variance: Tensor | float, t: int | Tensor
     ) -> Categorical:
-        """The factored law nearest in KL to q(x^{t−1} | x^t), given P(x⁰ = 1 | x^t) = mean for the masked bits."""
+        """The factored distribution nearest in KL to q(x^{t−1} | x^t); P(x⁰ = 1 | x^t) = mean for the masked bits."""
         mean = mean.clamp(0, 1)  # a sum of probabilities may exceed 1 by a rounding
         is_mask = (xt == MASK).to(xt.dtype)
         stays = extract(self._prob_stays_masked, t, xt)

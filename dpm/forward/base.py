@@ -85,8 +85,8 @@ class ForwardProcess(ABC):
 
     def entropy_constants(self, x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """H_q(X^T|X⁰), H_q(X¹|X⁰) and H_p(X^T) of (14), [B] nats each."""
-        laws = self.marginal(x0, self.T), self.marginal(x0, 1), self.prior(x0)
-        at_T, at_1, prior = (sum_except_batch(law.entropy()) for law in laws)
+        distributions = self.marginal(x0, self.T), self.marginal(x0, 1), self.prior(x0)
+        at_T, at_1, prior = (sum_except_batch(distribution.entropy()) for distribution in distributions)
         return at_T, at_1, prior
 
     def transition_entropy(self, x0: Tensor, t: int | Tensor) -> Tensor:

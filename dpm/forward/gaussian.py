@@ -78,5 +78,5 @@ class GaussianForward(ForwardProcess):
 
     def blurred_marginal(self, points: Tensor, variance: float, t: int | Tensor) -> Normal:
         """q(x^t) for x⁰ ~ N(point, variance · I)."""
-        law = self.marginal(points, t)
-        return Normal(law.mean, law.variance + extract(self.alpha_bar, t, points) * variance)
+        marginal = self.marginal(points, t)
+        return Normal(marginal.mean, marginal.variance + extract(self.alpha_bar, t, points) * variance)
