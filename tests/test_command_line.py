@@ -23,7 +23,7 @@ from dpm.errors import UserError
 from dpm.experiments.registry import EXPERIMENTS, build_model
 from dpm.experiments.shipped import weights_path
 from dpm.files import read_tensors, write_tensors
-from dpm.forward import BernoulliForward, GaussianForward
+from dpm.forward import BIT_KERNELS, BernoulliForward, GaussianForward
 from dpm.ideal import IdealReverse, enumerate_ideal_K
 from dpm.schedules import linear_alpha_bar, log_snr_linear
 from dpm.training import Record
@@ -152,6 +152,11 @@ def test_optimum_of_the_masking_kernel(dpm):
     assert masking["K_optimum_bits"] == pytest.approx(-2.698, abs=0.005)
     assert masking["minus_entropy_bits"] == pytest.approx(-math.log2(5)) and masking["kernel"] == "masking"
     assert flipping["K_optimum_bits"] == json.loads(dpm(*words)[1])["K_optimum_bits"] < masking["K_optimum_bits"]
+
+
+def test_the_help_names_every_kernel_for_bits(dpm):
+    _, text, _ = dpm("optimum", "--help")
+    assert all(name in text for name in BIT_KERNELS)
 
 
 def test_sequences_that_coincide_are_counted_together(dpm):
