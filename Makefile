@@ -20,7 +20,7 @@ test: lint book  ## check everything: style and types, units, every number in th
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests -n 2 --dist loadfile -rs
 	$(NBVAL) -n 2 --dist loadfile
 
-lint: $(READY)
+lint: $(READY)  ## style and types, without the book
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

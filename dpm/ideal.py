@@ -133,7 +133,7 @@ def ideal_K(p: IdealReverse, q: ForwardProcess, x0: Tensor, generator: Generator
 
 
 def enumerate_ideal_K(p: IdealReverse, q: ForwardProcess) -> Tensor | None:
-    """K* of bits in nats, exactly, by enumeration of every state of x^t; None for real numbers or too many states.
+    """K* of discrete x⁰ in nats, exactly, by enumeration of every state of x^t; None for real or too many states.
 
     Differentiable in β. Bits that agree in every point are interchangeable, so that only how many of them are in which
     state matters; and of groups of bits that the data let change places only one order is visited.
@@ -160,8 +160,10 @@ def enumerate_ideal_K(p: IdealReverse, q: ForwardProcess) -> Tensor | None:
         possible = log_joint.detach().logsumexp(1) > -math.inf
         log_joint, counts_t = log_joint[possible], counts[possible]
         probability = (log_joint.logsumexp(1) + log_multiplicity[possible]).exp()
-        mean = torch.softmax(log_joint, dim=1) @ points  # P(x⁰ = 1 | x^t) of each group, [S, G]
-        steps = [q.posterior_from_moments(torch.full_like(mean, float(state)), mean, mean, t) for state in states]
+        responsibilities = torch.softmax(log_joint, dim=1)
+        mean = responsibilities @ points  # of x⁰ | x^t, for each group: [S, G]
+        variance = responsibilities @ points.square() - mean.square()
+        steps = [q.posterior_from_moments(torch.full_like(mean, float(state)), mean, variance, t) for state in states]
         total = total + entropy_lower_bound(q, p.points, t) @ p.weights
         total = total - probability @ torch.stack([step.entropy() for step in steps], dim=-1).mul(counts_t).sum((1, 2))
     return total

@@ -22,9 +22,9 @@ from dpm.errors import UserError
 from dpm.experiments.registry import EXPERIMENTS, build_model
 from dpm.experiments.shipped import weights_path
 from dpm.files import read_tensors, write_tensors
-from dpm.forward import BernoulliForward
+from dpm.forward import BIT_KERNELS, BernoulliForward, GaussianForward
 from dpm.ideal import IdealReverse, enumerate_ideal_K
-from dpm.schedules import linear_alpha_bar
+from dpm.schedules import linear_alpha_bar, log_snr_linear
 from dpm.training import Record
 from dpm.units import to_bits
 
@@ -139,6 +139,11 @@ def test_optimum_of_the_masking_kernel(dpm):
     assert masking["K_optimum_bits"] == pytest.approx(-2.698, abs=0.005)
     assert masking["minus_entropy_bits"] == pytest.approx(-math.log2(5)) and masking["kernel"] == "masking"
     assert flipping["K_optimum_bits"] == json.loads(dpm(*words)[1])["K_optimum_bits"] < masking["K_optimum_bits"]
+
+
+def test_the_help_names_every_kernel_for_bits(dpm):
+    _, text, _ = dpm("optimum", "--help")
+    assert all(name in text for name in BIT_KERNELS)
 
 
 def test_sequences_that_coincide_are_counted_together(dpm):
@@ -540,6 +545,17 @@ def test_the_rival_of_a_schedule_is_the_best_one_linear_in_log_snr(dpm, monkeypa
     monkeypatch.setattr("dpm.cli.ideal.ideal_K", log_noise)
     found = json.loads(dpm("schedule", "swiss_roll", "--T", 3, "--json")[1])["over_best_geometric_bits"]
     assert found == pytest.approx(math.log(1 - (1 - 1e-4) * 0.9 * 0.8) - math.log(0.95))
+
+
+def test_a_schedule_begins_at_the_beta_1_of_its_experiment(dpm, monkeypatch):
+    """The best one and its rivals, for a roll whose forward process has another β_1."""
+    seen = []
+    monkeypatch.setattr("dpm.cli.ideal.best_schedule", lambda p, T, beta_1, *_: log_snr_linear(T, beta_1, 0.9))
+    monkeypatch.setattr("dpm.cli.ideal.ideal_K", lambda p, q, *_: seen.append(float(q.beta[1])) or torch.ones(2))
+    roll = replace(EXPERIMENTS["swiss_roll"], forward_process=lambda T: GaussianForward(log_snr_linear(T, 0.03, 0.9)))
+    monkeypatch.setitem(EXPERIMENTS, "swiss_roll", roll)
+    assert dpm("schedule", "swiss_roll", "--T", 3, "--json")[0] == 0
+    assert len(seen) > 2 and seen == pytest.approx([0.03] * len(seen))
 
 
 def test_progress_on_pictures_is_in_bits_per_pixel(dpm, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -125,6 +126,14 @@ def test_load_model_returns_the_weights_of_a_file_frozen(tmp_path):
         loaded = load_model("swiss_roll", "paper", tmp_path / file)
         assert all(torch.equal(value, tensors[name]) for name, value in loaded.state_dict().items())
         assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_load_model_says_which_weights_are_shipped(monkeypatch):
+    with pytest.raises(UserError, match=r"bark --setting paper are shipped, only of best; `dpm train` makes them"):
+        load_model("bark", "paper")
+    monkeypatch.setitem(EXPERIMENTS, "new", replace(EXPERIMENTS["swiss_roll"], name="new"))
+    with pytest.raises(UserError, match=r"new --setting best are shipped; `dpm train` makes them"):
+        load_model("new", "best")
 
 
 def test_load_model_refuses_what_is_missing_broken_or_another_model(tmp_path):

@@ -437,44 +437,108 @@ def test_bits_of_the_default_prior_are_fair():
     assert BernoulliForward(linear_alpha_bar(3)).prior_prob == 0.5
 
 
-# Absorbing diffusion, by enumeration of the three states of a bit
+# Kernels for bits, by enumeration of the states of one bit: what every one of them must satisfy
+
+BIT_PROCESSES = [BernoulliForward(linear_alpha_bar(6), 0.2), AbsorbingForward(linear_alpha_bar(6))]
+every_bit_process = pytest.mark.parametrize("q", BIT_PROCESSES, ids=lambda q: type(q).__name__)
+
+
+def state_table(law_of, q):
+    """P(to | from) over the states of one bit, [from, to]; `law_of` maps x [states, 1] to a distribution."""
+    states = q.states[:, None]
+    law = law_of(states)
+    return torch.stack([law.log_prob(s.expand_as(states))[:, 0].exp() for s in states], dim=1)
+
+
+def state_of(bit, q):
+    """The place of a bit's value among the states."""
+    return q.states.tolist().index(bit)
+
+
+def transition_tables(q):
+    """q(x^t | x^{t−1}) for t = 1…T, and their products q(x^t | x⁰) for t = 0…T, of one bit: [from, to] each."""
+    steps = [state_table(lambda x, t=t: q.transition(x, t), q) for t in range(1, q.T + 1)]
+    products = [torch.eye(len(q.states)).double()]
+    for step in steps:
+        products.append(products[-1] @ step)
+    return steps, products
+
+
+def posterior_table(q, bit, t):
+    """q(x^{t−1} | x^t, x⁰ = bit) of one bit, [x^t, x^{t−1}]."""
+    return state_table(lambda xt: q.posterior(xt, torch.full_like(xt, bit), t), q)
+
+
+@every_bit_process
+def test_transitions_compose_to_the_marginal_and_end_in_the_prior(q):
+    """(2) and (3) by products of transition matrices; with β_T = 1 nothing is left of x⁰."""
+    steps, products = transition_tables(q)
+    bits = [state_of(bit, q) for bit in (0.0, 1.0)]
+    for t, (step, product) in enumerate(zip(steps, products[1:], strict=True), start=1):
+        assert torch.allclose(step.sum(1), torch.ones(len(step)).double(), atol=1e-15)
+        assert torch.allclose(state_table(lambda x, t=t: q.marginal(x, t), q)[bits], product[bits], atol=1e-14)
+    assert torch.allclose(state_table(q.prior, q)[bits], products[-1][bits], atol=1e-14)
+
+
+@every_bit_process
+def test_bayes_rule_gives_the_posterior(q):
+    """(47)-(48) on the transition matrices, for every x^t that x⁰ can become."""
+    steps, products = transition_tables(q)
+    for t, (before, step, after) in enumerate(zip(products, steps, products[1:], strict=False), start=1):
+        for bit in (0.0, 1.0):
+            b = state_of(bit, q)
+            possible = after[b] > 0
+            bayes = (before[b][:, None] * step / after[b]).T  # [x^t, x^{t−1}]
+            assert torch.allclose(posterior_table(q, bit, t)[possible], bayes[possible], atol=1e-14)
+
+
+@every_bit_process
+def test_posteriors_are_averaged_over_the_prediction(q):
+    """Where x^t leaves both values of x⁰ possible, P(x⁰ = 1 | x^t) = 0.3 mixes the two posteriors with 0.7 and 0.3."""
+    for t in range(1, q.T + 1):
+        zero, one = posterior_table(q, 0.0, t), posterior_table(q, 1.0, t)
+        law = state_table(lambda xt, t=t: q.posterior_from_moments(xt, torch.full_like(xt, 0.3), 0.21, t), q)
+        marginal = state_table(lambda x, t=t: q.marginal(x, t), q)
+        open_states = (marginal[state_of(0.0, q)] > 0) & (marginal[state_of(1.0, q)] > 0)
+        assert open_states.any()
+        assert torch.allclose(law[open_states], (0.7 * zero + 0.3 * one)[open_states], atol=1e-14)
+
+
+@every_bit_process
+def test_log_likelihood_weighs_points_as_the_marginals_do(q):
+    """P(point | x^t) of three equally likely points of two bits, for every x^t that one of them can become."""
+    points = real([0, 1], [1, 1], [1, 0])
+    xt = torch.cartesian_prod(q.states, q.states)
+    for t in range(1, q.T + 1):
+        naive = torch.stack([q.marginal(point.expand_as(xt), t).log_prob(xt).sum(1) for point in points], dim=1)
+        possible = naive.max(1).values > -math.inf
+        log_likelihood = q.log_likelihood(xt[possible], points, t)
+        assert torch.allclose(log_likelihood.softmax(1), naive[possible].softmax(1), atol=1e-14)
+
+
+@every_bit_process
+def test_transition_entropy_by_enumeration(q):
+    """H_q(X^t|X^{t−1}) given x⁰: the entropy of each row of the transition matrix, averaged over q(x^{t−1}|x⁰)."""
+    x0 = real([0, 1], [1, 1])
+    for t, (step, before) in enumerate(zip(*transition_tables(q), strict=False), start=1):
+        by_hand = before @ torch.special.entr(step).sum(1)  # per x⁰
+        zero, one = (float(by_hand[state_of(bit, q)]) for bit in (0.0, 1.0))
+        for when in (t, torch.full((2,), t)):
+            assert q.transition_entropy(x0, when).tolist() == pytest.approx([zero + one, 2 * one], abs=1e-13)
+
+
+# Absorbing diffusion
 
 
 def masking(T=6):
     return AbsorbingForward(linear_alpha_bar(T))
 
 
-def state_table(law_of, q):
-    """P(to | from) over the states of one bit, [from, to]; `law_of` maps x [3, 1] to a distribution."""
-    states = q.states[:, None]
-    law = law_of(states)
-    return torch.stack([law.log_prob(s.expand(3, 1))[:, 0].exp() for s in states], dim=1)
-
-
-@pytest.mark.parametrize("t", range(1, 7))
-def test_masks_compose_to_the_marginal_and_bayes_rule_gives_the_posterior(t):
-    """(2), (3) and (47)-(48) of the absorbing kernel: products of transition matrices, and Bayes' rule on them."""
-    q = masking()
-    steps = [state_table(lambda x, s=s: q.transition(x, s), q) for s in range(1, 7)]
-    before = torch.linalg.multi_dot([torch.eye(3).double(), torch.eye(3).double(), *steps[: t - 1]])
-    after = before @ steps[t - 1]
-    assert torch.allclose(steps[t - 1].sum(1), torch.ones(3).double(), atol=1e-15)
-    assert torch.allclose(state_table(lambda x: q.marginal(x, t), q)[[0, 2]], after[[0, 2]], atol=1e-14)
-    for b, x0 in ((0, 0.0), (2, 1.0)):
-        for a, xt in enumerate(q.states.tolist()):
-            if after[b, a] > 0:
-                bayes = before[b] * steps[t - 1][:, a] / after[b, a]
-                law = q.posterior(real(xt)[:, None], real(x0)[:, None], t)
-                assert torch.allclose(law.probs[0, 0], bayes, atol=1e-14)
-
-
-def test_masked_posteriors_are_averaged_over_the_prediction():
-    q, xt = masking(), real(0, MASK, 1)[:, None]
+def test_what_is_revealed_stays():
+    q, xt = masking(), real(0, 1)[:, None]
     for t in range(1, 7):
-        zero, one = (q.posterior(xt[1:2], real(b)[:, None], t).probs for b in (0.0, 1.0))
         law = q.posterior_from_moments(xt, torch.full_like(xt, 0.3), 0.21, t)
-        assert torch.allclose(law.probs[1], (0.7 * zero + 0.3 * one)[0], atol=1e-14)
-        assert law.log_prob(xt)[[0, 2], 0].tolist() == [0, 0]  # what is revealed stays
+        assert law.log_prob(xt)[:, 0].tolist() == [0, 0]
 
 
 def test_masks_end_in_the_prior_and_the_final_step_reveals_all():
@@ -491,19 +555,6 @@ def test_masks_end_in_the_prior_and_the_final_step_reveals_all():
 def test_masks_need_a_last_step_that_masks_all():
     with pytest.raises(ValueError, match="the last step must mask"):
         AbsorbingForward(linear_alpha_bar(4)[:4])
-
-
-def test_masked_transition_entropy_by_enumeration():
-    """H_q(X^t|X^{t−1}) given x⁰: the entropy of each row of the transition matrix, averaged over q(x^{t−1}|x⁰)."""
-    q, before = masking(), torch.eye(3).double()
-    for t in range(1, 7):
-        matrix = state_table(lambda x, t=t: q.transition(x, t), q)
-        by_hand = before @ torch.special.entr(matrix).sum(1)  # per x⁰
-        x0 = real([0, 1], [1, 1])
-        expected = [float(by_hand[0] + by_hand[2]), float(2 * by_hand[2])]
-        for when in (t, torch.full((2,), t)):
-            assert q.transition_entropy(x0, when).tolist() == pytest.approx(expected, abs=1e-13)
-        before = before @ matrix
 
 
 def test_masks_forgive_a_prediction_that_a_rounding_took_out_of_0_to_1():

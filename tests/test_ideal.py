@@ -11,8 +11,8 @@ from torch import Generator
 
 from dpm.bound import PaperBound, evaluate, step_kl
 from dpm.data.synthetic import ROLL_NOISE, heartbeat, heartbeat_sequences, swiss_roll, swiss_roll_points
-from dpm.distributions import Bernoulli, Normal
-from dpm.forward import AbsorbingForward, BernoulliForward, GaussianForward
+from dpm.distributions import Bernoulli, Categorical, Normal
+from dpm.forward import AbsorbingForward, BernoulliForward, ForwardProcess, GaussianForward
 from dpm.ideal import (
     IdealFullCovarianceReverse,
     IdealMixtureReverse,
@@ -23,6 +23,7 @@ from dpm.ideal import (
     enumerate_ideal_K,
     ideal_K,
 )
+from dpm.reverse import reverse_step
 from dpm.schedules import linear_alpha_bar, log_snr_linear
 from dpm.units import mean_and_stderr, to_bits
 
@@ -302,10 +303,53 @@ def test_counts_of_three_states_stand_for_every_state_once():
     assert torch.equal(counts.sum(2), real(2, 1, 2).expand(len(counts), 3))
 
 
+class GreyForward(ForwardProcess):
+    """Three grey levels; with probability β_t one is drawn anew from all three. Here x⁰ has a variance of its own."""
+
+    states = real(0, 0.5, 1)
+
+    def redrawn(self, x, kept):
+        probs = kept[..., None] * (x[..., None] == self.states) + (1 - kept[..., None]) / 3
+        return Categorical(probs, self.states)
+
+    def prior(self, x):
+        return self.redrawn(x, torch.zeros_like(x))
+
+    def transition(self, x, t):
+        return self.redrawn(x, 1 - self.beta[t].expand_as(x))
+
+    def marginal(self, x0, t):
+        return self.redrawn(x0, self.alpha_bar[t].expand_as(x0))
+
+    def posterior_from_moments(self, xt, mean, variance, t):
+        grey = 4 * (mean - variance - mean.square())  # P(x⁰ = ½), from E x⁰ and E (x⁰)²
+        x0_probs = torch.stack([1 - mean - grey / 2, grey, mean - grey / 2], -1)
+        before, step = self.marginal(self.states, t - 1).probs, self.transition(xt, t).probs[..., None, :]
+        joint = before * step  # [..., x⁰, x^{t−1}], for a step is as likely back as forth
+        return Categorical((x0_probs[..., None] * joint / joint.sum(-1, keepdim=True)).sum(-2), self.states)
+
+    def log_likelihood(self, xt, points, t):
+        agreements = (xt[:, None] == points).double().sum(-1)
+        return agreements * (torch.log1p(2 * self.alpha_bar[t]) - torch.log(self.noise_variance[t]))
+
+    def transition_entropy(self, x0, t):
+        return self.transition(x0, t).entropy().sum(1)
+
+
+GREYS = real([0, 0.5, 1], [0.5, 0.5, 0], [1, 0, 0.5])
+DISCRETE = {
+    "flips": (lambda T: BernoulliForward(linear_alpha_bar(T)), THREE),  # with π(1) = ½, (14) is exact for any data
+    "masks": (lambda T: AbsorbingForward(linear_alpha_bar(T)), THREE),
+    "greys": (lambda T: GreyForward(linear_alpha_bar(T)), GREYS),
+}
+every_discrete_process = pytest.mark.parametrize(("make", "points"), DISCRETE.values(), ids=DISCRETE)
+
+
 @pytest.mark.parametrize("T", [1, 2, 5])
-def test_enumerated_K_of_masks_is_K_over_every_trajectory(T):
-    """(37)-(39) over all 3^3 states at every t, one transition matrix per step; and −2.698 and −2.469 by simulation."""
-    points, q = THREE, AbsorbingForward(linear_alpha_bar(T))
+@every_discrete_process
+def test_enumerated_K_is_K_over_every_trajectory(make, points, T):
+    """(37)-(39) over all states at every t, one transition matrix per step."""
+    q = make(T)
     p, states = IdealReverse(points), torch.cartesian_prod(*[q.states] * points.shape[1])
     total = 0.0
     for x0 in points:
@@ -313,13 +357,24 @@ def test_enumerated_K_of_masks_is_K_over_every_trajectory(T):
         for t in range(1, T + 1):
             forward, backward = (
                 torch.stack([law.log_prob(s).sum(1) for s in states], 1)
-                for law in (q.transition(states, t), p(q, states, t))
+                for law in (q.transition(states, t), reverse_step(p, q, states, t))
             )  # [from, to]
             joint = weight[:, None] * forward.exp()
             ratio = torch.where(joint > 0, backward.T - forward, 0.0)
             total = total + float((joint * ratio).sum()) / len(points)
             weight = joint.sum(0)
+        prior = torch.where(weight > 0, q.prior(states).log_prob(states).sum(1), 0.0)
+        total = total + float(weight @ prior) / len(points)
     assert float(enumerate_ideal_K(p, q)) == pytest.approx(total, abs=1e-12)
+
+
+@every_discrete_process
+def test_enumerated_K_is_the_mean_of_sampled_K(make, points):
+    """The same K* by `ideal_K`, which samples x^t and leans on `log_likelihood`."""
+    p, q, generator = IdealReverse(points), make(5), Generator().manual_seed(0)
+    x0 = points[torch.randint(len(points), (20_000,), generator=generator)]
+    mean, stderr = mean_and_stderr(ideal_K(p, q, x0, generator))
+    assert abs(mean - float(enumerate_ideal_K(p, q))) < 4 * stderr
 
 
 def test_enumerated_K_of_masks_on_the_heartbeat_is_that_of_a_simulation():

@@ -11,7 +11,6 @@ from dpm.data.synthetic import LENGTH, PERIOD, heartbeat, heartbeat_sequences
 from dpm.errors import UserError
 from dpm.experiments.base import Experiment
 from dpm.experiments.registry import EXPERIMENTS, get_experiment
-from dpm.experiments.swiss_roll import BETA_1
 from dpm.files import check_writable, write_json
 from dpm.forward import BIT_KERNELS, ForwardProcess, GaussianForward
 from dpm.ideal import IdealReverse, best_schedule, enumerate_ideal_K, ideal_K
@@ -89,18 +88,20 @@ def schedule(args: argparse.Namespace) -> None:
     """`dpm schedule`: the schedule that makes K* the highest, beside the best one that is linear in log-SNR."""
     experiment, p = get_ideal(args.name)
     T = n_timesteps(experiment, args.T)
-    if experiment.forward_process(2).states is not None:
+    q = experiment.forward_process(T)
+    if q.states is not None:
         raise UserError(f"{args.name} is made of bits; a best schedule is computed for real numbers")
+    beta_1 = float(q.beta[1])
     if args.out:
         check_writable(args.out)
     generator = Generator().manual_seed(args.seed)
-    beta = best_schedule(p, T, BETA_1, experiment.draw(1_500, generator), generator)
+    beta = best_schedule(p, T, beta_1, experiment.draw(1_500, generator), generator)
     x0 = experiment.draw(4_000, generator)
 
     def K_of(beta: Tensor) -> Tensor:
         return to_bits(ideal_K(p, GaussianForward(beta), x0, Generator().manual_seed(args.seed)))
 
-    rivals = [K_of(log_snr_linear(T, BETA_1, percent / 100)) for percent in range(40, 100, 5)]
+    rivals = [K_of(log_snr_linear(T, beta_1, percent / 100)) for percent in range(40, 100, 5)]
     K, rival_K = K_of(beta), max(rivals, key=lambda K: float(K.mean()))
     (K_mean, K_stderr), (gain, gain_stderr) = mean_and_stderr(K), mean_and_stderr(K - rival_K)
     result = {"experiment": args.name, "T": T, "unit": experiment.unit}

@@ -50,8 +50,9 @@ def load_model(name: str, setting: str, path: Path | None = None, device: torch.
     experiment, config = get_experiment(name, setting)
     if path is None and not weights_path(name, setting).exists():
         shipped = [other for other in experiment.settings if weights_path(name, other).exists()]
+        only = f", only of {', '.join(shipped)}" if shipped else ""
         raise UserError(
-            f"no weights of {name} --setting {setting} are shipped, only of {', '.join(shipped)}; "
+            f"no weights of {name} --setting {setting} are shipped{only}; "
             "`dpm train` makes them, --checkpoint names them"
         )
     if path and "data" in read_tensors(path)[1]:
