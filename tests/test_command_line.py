@@ -32,7 +32,7 @@ KEYS = {"experiment", "K_bits", "K_stderr_bits", "unit", "L_null_bits", "K_minus
 KEYS |= {"minus_entropy_bits", "parts_bits", "T", "paper", "provenance"}
 
 
-BEGUN = ["checkpoint.safetensors", "config.json", "log.jsonl"]  # what a run writes before its first step
+BEGUN = [".lock", "checkpoint.safetensors", "config.json", "log.jsonl"]  # what a run writes before its first step
 
 
 @pytest.fixture
@@ -80,16 +80,6 @@ def test_restoring_pictures_brings_them_nearer(dpm, digits, tmp_path, how, r):
     assert result["error_restored"] < 0.2 and Image.open(tmp_path / "r.png").size[0] > 100
     if how[0] == "denoise":
         assert result["error_seen"] == pytest.approx(0.01, rel=0.5)
-
-
-@pytest.fixture
-def few_held_out(monkeypatch):
-    """Fewer held-out samples: what a report says is checked elsewhere, here only that it is made."""
-    for name in EXPERIMENTS:
-        first = EXPERIMENTS[name].held_out_data
-        monkeypatch.setitem(
-            EXPERIMENTS, name, replace(EXPERIMENTS[name], held_out_data=lambda g, first=first: first(g)[:20])
-        )
 
 
 def test_list_names_every_setting(dpm):
@@ -175,6 +165,7 @@ def test_train_writes_weights_that_evaluate_reads(dpm, few_held_out, tmp_path):
     assert status == 0 and set(result) >= KEYS and "K " in err
     assert json.loads((tmp_path / "results.json").read_text()) == result
     assert {path.name for path in tmp_path.iterdir()} == {
+        ".lock",
         "checkpoint.safetensors",
         "weights.safetensors",
         "results.json",
@@ -245,9 +236,7 @@ def test_progress_is_in_bits_on_stderr(dpm, few_held_out, tmp_path, monkeypatch)
 
 def interrupted(state, draw, batch, n_steps, learning_rate, checkpoint, **options):
     """A run of which two steps are done, and one is saved, when Ctrl-C comes."""
-    yield Record(1, 3.0)
-    state.step = 1
-    state.save(checkpoint)
+    yield from training.train(state, draw, batch, 1, learning_rate, checkpoint, **options)
     state.step = 2
     raise KeyboardInterrupt
 

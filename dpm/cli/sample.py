@@ -15,7 +15,7 @@ from dpm.cli.output import print_result
 from dpm.errors import UserError
 from dpm.experiments.base import Experiment
 from dpm.figures import SAMPLE_PLOTS, plot_restorations, to_png
-from dpm.files import check_writable, write_array, write_file, write_tensors
+from dpm.files import check_finite, check_writable, write_array, write_file, write_tensors
 from dpm.forward import ForwardProcess
 from dpm.posterior import GaussianLikelihood, RSchedule, annealed, constant, diffused, sample_posterior
 from dpm.provenance import command_line, provenance
@@ -82,7 +82,11 @@ def to_data(experiment: Experiment, x: Tensor) -> Tensor:
 
 
 def save_samples(args: argparse.Namespace, plot: Callable[..., Figure], arrays: dict[str, Tensor]) -> None:
-    """Write what was drawn to --out: as the figure of it, or as arrays in half precision."""
+    """Write what was drawn to --out: as the figure of it, or as arrays in half precision.
+
+    UserError, whether or not it is to be written, where it is not finite.
+    """
+    check_finite(arrays, args.checkpoint or f"samples of {args.name} --setting {args.setting}")
     if args.out and args.out.suffix == ".safetensors":
         write_tensors(args.out, {name: x.half() for name, x in arrays.items()}, {"command": command_line()})
     elif args.out:
