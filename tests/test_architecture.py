@@ -31,6 +31,8 @@ ROOT = PACKAGE.parent
 DRAWING = {"matplotlib", "seaborn"}
 DRAWS = {"figures", "player", "cli.sample"}
 UNPICKLING = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+DRAWS_AT_RANDOM = {"rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "multinomial"}
+DRAWS_AT_RANDOM |= {"bernoulli", "normal", "poisson", "normal_", "uniform_", "random_", "bernoulli_", "exponential_"}
 LONGEST = 60  # lines of a function
 RETIRED = re.compile(  # old names; a class of one letter keeps this list from finding itself
     r"\b([e]verywhere|[h]olding|[B]itRates|[e]rase_evenly|[a]t_time|[c]olumns_at|[l]ook_up|[P]arted|[H]alved|[P]airBlock"
@@ -145,6 +147,16 @@ def long_functions(tree):
     return [node.name for node in functions if node.end_lineno - node.lineno + 1 > LONGEST]
 
 
+def draws_without_a_generator(tree):
+    """Calls that draw from torch's global random state."""
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute))
+    return [
+        call.func.attr
+        for call in calls
+        if call.func.attr in DRAWS_AT_RANDOM and "generator" not in {keyword.arg for keyword in call.keywords}
+    ]
+
+
 def test_the_order_names_every_file():
     files = {path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py")} - {Path("__init__")}
     names = [".".join(path.parts).removesuffix(".__init__") for path in files]
@@ -185,6 +197,12 @@ def test_only_figures_draw(name):
 @pytest.mark.parametrize("name", ["__init__", *ORDER])
 def test_nothing_is_unpickled(name):
     assert not unpickles(parse(name))
+
+
+@pytest.mark.parametrize("name", [name for name in ORDER if not name.startswith("networks")])
+def test_randomness_comes_from_a_generator(name):
+    """The initial weights of a network alone come from torch's global state, which `build_model` sets and restores."""
+    assert draws_without_a_generator(parse(name)) == []
 
 
 @pytest.mark.parametrize("name", ["__init__", *ORDER])
@@ -250,6 +268,9 @@ def test_the_checks_above_see_what_they_look_for():
         assert unpickles(ast.parse(line))
     assert unpickles(ast.parse("from pickle import loads"))
     assert not unpickles(ast.parse("import torch\nload(f)"))
+    for line in ("torch.rand(3)", "x.normal_()", "torch.randperm(n, device=device)", "torch.multinomial(p, 1)"):
+        assert draws_without_a_generator(ast.parse(line))
+    assert not draws_without_a_generator(ast.parse("torch.rand(3, generator=g)\nx.normal_(generator=g)\nx.sum()"))
     assert list(undocumented(ast.parse("def f():\n    pass\n\nclass C:\n    x = 1\n\ndef _g():\n    pass"))) == [
         "f",
         "C",

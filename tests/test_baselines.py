@@ -302,6 +302,14 @@ def test_mcgsm_is_as_large_and_as_long_fitted_as_reported():
     assert (fit["n_steps"].default, fit["batch"].default) == (3000, 2000)
 
 
+def test_experts_of_mcgsm_start_narrow_and_of_many_widths():
+    """α ~ N(1, 2²): narrower starts end in poorer optima."""
+    windows = torch.randn(50, 4, generator=Generator().manual_seed(0))
+    alpha = MCGSM(windows, Generator().manual_seed(1), components=100, scales=50).alpha.detach()
+    assert float(alpha.mean()) == pytest.approx(1, abs=5 * 2 / math.sqrt(5000))
+    assert float(alpha.std()) == pytest.approx(2, rel=5 / math.sqrt(2 * 5000))
+
+
 # Rivals on a user's own pictures and bits
 
 

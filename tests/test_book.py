@@ -199,6 +199,18 @@ def test_shipped_results_name_what_made_them(name, setting):
         assert record["K_bits"] < record["minus_entropy_bits"]
 
 
+@pytest.mark.parametrize(("name", "setting"), SHIPPED)
+def test_shipped_weights_were_trained_as_their_setting_says(name, setting):
+    """By the command on record; its batch is what passed through the network in a step, where that is on record."""
+    made, (_, config) = load_result(name, setting)["provenance"], get_experiment(name, setting)
+    args = build_parser().parse_args(made["command"].split()[1:])
+    assert (args.name, args.setting, args.seed) == (name, setting, made["seed"])
+    assert made["steps"] == (args.steps or config.n_steps)
+    if "samples_per_second" in made:
+        batch = made["samples_per_second"] * made["training_seconds"] / made["steps"]
+        assert batch == pytest.approx(config.batch, rel=1e-3)
+
+
 def test_every_experiment_ships_its_best_setting():
     assert {name for name, setting in SHIPPED if setting == "best"} == set(EXPERIMENTS)
     assert {setting for _, setting in SHIPPED} == {"paper", "best"}

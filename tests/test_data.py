@@ -527,8 +527,23 @@ def test_patches_of_colour_images_tile_them():
     assert torch.equal(extract_patches(images, 2), torch.stack(expected))
 
 
-def test_bark_squares_are_of_all_photographs(monkeypatch):
+def test_bark_squares_are_of_all_held_out_photographs(monkeypatch):
     photographs = torch.arange(12).to(torch.uint8)[:, None, None, None].expand(12, 1, 5, 4)
-    monkeypatch.setattr(sets, "load_bark_photographs", lambda device: (photographs, photographs))
-    monkeypatch.setattr(sets, "load_bark", lambda device: ImageDataset(photographs, photographs, 0.0, 1.0))
-    assert sets.load_bark_squares(Generator(), 3).shape == (12, 1, 3, 3)
+    images = ImageDataset(photographs, photographs, 0.0, 1.0)
+    monkeypatch.setattr(sets, "load_bark_photographs", lambda device: (100 + photographs, photographs))
+    monkeypatch.setattr(sets, "load_bark", lambda device: images)
+    squares = sets.load_bark_squares(Generator(), 3)
+    assert squares.shape == (12, 1, 3, 3) and images.to_levels(squares)[:, 0, 0, 0].tolist() == list(range(12))
+
+
+def test_the_frozen_dead_leaves_are_those_of_the_book_and_other_leaves_are_held_out(monkeypatch):
+    asked = []
+
+    def few(n, size, generator, **how):
+        asked.append((n, size, how))
+        return dead_leaves(4, size, generator, **how)
+
+    monkeypatch.setattr(sets, "dead_leaves", few)
+    data = sets.load_dead_leaves.__wrapped__()
+    assert asked == [(1500, 64, {"smallest": 1, "largest": 128, "noise": 3.6})] * 2
+    assert not (data.train[:, None] == data.test).flatten(2).all(2).any()

@@ -1,6 +1,7 @@
 """Ideal reverse models against brute force: enumeration for bits, quadrature for Gaussian mixtures, in float64."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from scipy import stats
 from scipy.special import logsumexp
 from torch import Generator
 
-from dpm.bound import PaperBound, evaluate, step_kl
+from dpm.bound import PaperBound, evaluate, prior_kl, step_kl
 from dpm.data.synthetic import ROLL_NOISE, heartbeat, heartbeat_sequences, swiss_roll, swiss_roll_points
 from dpm.distributions import Bernoulli, Categorical, Normal
 from dpm.forward import AbsorbingForward, BernoulliForward, ForwardProcess, GaussianForward
@@ -23,8 +24,8 @@ from dpm.ideal import (
     enumerate_ideal_K,
     ideal_K,
 )
-from dpm.reverse import reverse_step
-from dpm.schedules import linear_alpha_bar, log_snr_linear
+from dpm.reverse import learned_final_step, reverse_step
+from dpm.schedules import beta_from_alpha_bar, linear_alpha_bar, log_snr_linear
 from dpm.units import mean_and_stderr, to_bits
 
 
@@ -428,6 +429,16 @@ def test_averaged_K_of_bits_is_the_enumerated_one_in_the_mean():
     assert abs(K - float(enumerate_ideal_K(best, q))) < 4 * error < 0.1
 
 
+def test_averaged_K_with_a_learned_final_step_is_the_enumerated_one_and_that_of_evaluate_in_the_mean():
+    """Where the last step leaves a signal, so that both ends of the general bound count."""
+    q, best = BernoulliForward(real(0, 0.2, 0.3, 0.2), 0.2), IdealReverse(THREE, final_step=learned_final_step)
+    x0, exact = THREE.repeat(10_000, 1), float(enumerate_ideal_K(best, q))
+    for K in (ideal_K(best, q, x0, Generator().manual_seed(1)), evaluate(best, q, x0, Generator().manual_seed(2)).K):
+        mean, error = mean_and_stderr(K)
+        assert abs(mean - exact) < 4 * error < 0.05
+    assert float(prior_kl(q, THREE).mean()) > 0.5
+
+
 @pytest.mark.parametrize("kind", [IdealMixtureReverse, IdealFullCovarianceReverse])
 def test_averaged_K_of_reals_is_K_in_the_mean_and_varies_less(kind):
     best, q = kind(swiss_roll_points(500), ROLL_NOISE**2), GaussianForward(log_snr_linear(6, 1e-3, 0.9))
@@ -508,6 +519,25 @@ def test_best_schedule_beats_every_one_linear_in_log_snr():
             K - ideal_K(best, GaussianForward(log_snr_linear(8, 1e-3, last)), x0, Generator().manual_seed(1))
         )
         assert gain > 3 * error
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_best_schedule_is_the_best_of_all_paths_with_the_same_noise_at_every_level(seed):
+    """K* of (14) by entropies, for each choice of 3 of the 7 levels after β_1, on few samples: luck would decide."""
+    best, x0 = IdealMixtureReverse(real([1.2, -0.3], [-0.5, 1.0], [-0.7, -0.7]), 0.05), torch.randn(3, 2, generator=Generator().manual_seed(9), dtype=torch.float64)
+    found = best_schedule(best, 4, 0.01, x0, Generator().manual_seed(seed), n_levels=8)
+    noise = torch.randn(x0.shape, generator=Generator().manual_seed(seed), dtype=torch.float64)
+    first, *levels = torch.linspace(math.log(0.99 / 0.01), -7, 8, dtype=torch.float64).sigmoid()
+
+    def K(beta):
+        q = GaussianForward(beta)
+        at_T, at_1, prior = q.entropy_constants(x0)
+        steps = [(q.marginal(x0, t).reparameterize(noise), t) for t in range(2, 5)]
+        lost = [(best(q, xt, t).entropy() - q.posterior(xt, x0, t).entropy()).sum(1) for xt, t in steps]
+        return float((at_T - at_1 - prior - sum(lost)).mean())
+
+    paths = [beta_from_alpha_bar(torch.stack([first, *path])) for path in combinations(levels, 3)]
+    assert torch.allclose(found, max(paths, key=K), rtol=1e-9)
 
 
 def test_groups_too_many_to_compare_are_not_compared(monkeypatch):

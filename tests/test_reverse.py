@@ -240,6 +240,14 @@ def test_predictions_of_x0_noise_and_v_are_averaged_over(kind, t):
     assert torch.allclose(law.variance, low.variance + (high.mean - mean).square(), atol=1e-12)
 
 
+def test_the_network_is_given_the_log_snr_as_it_is():
+    given, q = [], GaussianForward(log_snr_linear(4, 1e-6, 1 - 1e-12))
+    p = X0Prediction(lambda x, log_snr: given.append(float(log_snr)) or x.repeat(1, 2))
+    for t in range(1, 5):
+        p(q, draws(3, 2), t)
+    assert given == pytest.approx(q.log_snr[1:].tolist(), rel=1e-6) and given[-1] < -27
+
+
 def test_diffusion_model_builds_the_forward_process_at_the_present_beta():
     model = DiffusionModel(
         LearnedSchedule(log_snr_linear(5, 0.01, 0.9)), GaussianForward, KernelPerturbation(LinearInXT(4))
@@ -321,7 +329,7 @@ def test_sample_is_the_end_of_a_trajectory_and_repeats_with_its_seed():
 
 def test_noise_and_denoise_keeps_what_noise_left_of_it():
     """q up to t, then q's own kernel down: of x⁰ ~ N(0, 1), ᾱ_t is left, and the law stays; 5 standard errors."""
-    q, x0, t = GaussianForward(log_snr_linear(8, 0.02, 0.97)), draws(40_000, 1), 3
+    q, x0, t = GaussianForward(log_snr_linear(8, 0.02, 0.97)), draws(40_000, 1), 5
     x = noise_and_denoise(lambda q, x, t: q.transition(x, t), q, x0, t, Generator().manual_seed(0))
     left = float((1 - q.beta[1 : t + 1]).prod())
     assert 0.3 < left < 0.9
