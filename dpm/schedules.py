@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 
 def linear_alpha_bar(T: int) -> Tensor:
@@ -33,6 +34,26 @@ def log_snr_linear(T: int, *noise_variances: float) -> Tensor:
         for (a, b), (s, t) in zip(pairwise(log_odds.tolist()), pairwise(knots), strict=True)
     ]
     return beta_from_alpha_bar(torch.sigmoid(-torch.cat([log_odds[:1], *segments])))
+
+
+def linear_beta(T: int) -> Tensor:
+    """The rates of Ho et al. 2020: β_t rises linearly, from 0.1/T to 20/T. Returns [T+1] in float64.
+
+    They take T = 1000; here another T shares out the same noise. ValueError where β_T would exceed 1, for T < 20.
+    """
+    if T < 20:
+        raise ValueError(f"with T = {T} the last rate would be 20/{T}, more than 1; give 20 steps or more")
+    return pad(torch.linspace(0.1, 20, T, dtype=torch.float64) / T, (1, 0))
+
+
+def cosine_alpha_bar(T: int) -> Tensor:
+    """The cosine of Nichol and Dhariwal 2021: ᾱ_t falls as cos² of an angle linear in t. Returns β [T+1] in float64.
+
+    Its β_T is 1. They cut the rates at 0.999; here nothing is cut.
+    """
+    angle = (torch.arange(T + 1, dtype=torch.float64) / T + 0.008) / 1.008 * math.pi / 2
+    alpha_bar = angle.cos().square() / angle[0].cos().square()
+    return beta_from_alpha_bar(torch.cat([alpha_bar[1:-1], alpha_bar.new_zeros(1)]))  # cos(π/2) rounds to 6e-17
 
 
 def beta_from_alpha_bar(alpha_bar: Tensor) -> Tensor:

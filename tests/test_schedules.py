@@ -12,8 +12,10 @@ from dpm.schedules import (
     FixedSchedule,
     LearnedSchedule,
     beta_from_alpha_bar,
+    cosine_alpha_bar,
     extract,
     linear_alpha_bar,
+    linear_beta,
     log_alpha_bar,
     log_snr_linear,
     shortest_paths,
@@ -32,6 +34,24 @@ def signal_shares(beta):
 def random_beta(T, seed=0, low=0.01, high=0.6):
     rates = low + (high - low) * torch.rand(T, generator=Generator().manual_seed(seed), dtype=torch.float64)
     return torch.cat([torch.zeros(1, dtype=torch.float64), rates])
+
+
+def test_linear_beta_is_the_published_schedule_at_a_thousand_steps():
+    """β from 1e-4 to 0.02, evenly; with fewer steps about the same noise in all, and below 20 a rate above 1."""
+    beta = linear_beta(1000)
+    assert beta[0] == 0 and beta.dtype == torch.float64
+    assert torch.allclose(beta[[1, 2, 1000]], torch.tensor([1e-4, 1e-4 + 0.0199 / 999, 0.02], dtype=torch.float64))
+    assert torch.allclose(linear_beta(100).sum(), beta.sum()) and linear_beta(20)[-1] == 1
+    with pytest.raises(ValueError, match="20 steps or more"):
+        linear_beta(19)
+
+
+@pytest.mark.parametrize("T", [1, 2, 40, 1000])
+def test_cosine_alpha_bar_is_a_squared_cosine_that_ends_at_zero(T):
+    wanted = [math.cos((t / T + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(T)] + [0]
+    beta = cosine_alpha_bar(T)
+    assert beta[0] == 0 and beta[-1] == 1
+    assert signal_shares(beta) == pytest.approx([share / wanted[0] for share in wanted], abs=1e-12)
 
 
 @pytest.mark.parametrize("T", [1, 2, 3, 10, 2000])

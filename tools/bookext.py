@@ -12,6 +12,9 @@ ICON_SCRIPT = re.compile(r'\s*<script src="[^"]*fontawesome[^"]*\.js[^"]*"></scr
 # Of MathJax's 24 MB the pages use the TeX reader, its fonts, and the TeX extensions it loads on demand.
 MATHJAX = ("tex-mml-chtml.js", "output/chtml/fonts/woff-v2", "input/tex/extensions")
 
+LABORATORY = "chapters/laboratory"
+SCRIPTS = {path.name for path in (Path(__file__).parent.parent / "_static").glob("*.js")}
+
 
 def use_local_mathjax(app, config):
     config.mathjax_path = "mathjax/tex-mml-chtml.js"
@@ -22,6 +25,14 @@ def mark_sentences(app, doctree, name):
     for block in doctree.findall(nodes.literal_block):
         if "output" in block["classes"] and "\n" not in block.astext().strip():
             block["classes"].append("sentence")
+
+
+def load_laboratory_there_only(app, pagename, templatename, context, doctree):
+    """Jupyter Book loads every script of _static on every page; ours belong to one."""
+    if pagename != LABORATORY:
+        context["script_files"] = [
+            script for script in context["script_files"] if Path(str(script.filename or "")).name not in SCRIPTS
+        ]
 
 
 def finish(app, exception):
@@ -52,6 +63,7 @@ def drop_icon_script(outdir):
 
 def setup(app):
     app.connect("config-inited", use_local_mathjax)
+    app.connect("html-page-context", load_laboratory_there_only, priority=900)
     app.connect("doctree-resolved", mark_sentences)
     app.connect("build-finished", finish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
