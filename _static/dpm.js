@@ -569,7 +569,7 @@ function predict_bits(points, q, xt, t) {
   const laws = [q.marginal(0, t), q.marginal(1, t)];
   const joint = points.map(point => point.reduce((prob, bit, i) => prob * laws[bit][xt[i]], 1));
   const sum = joint.reduce((a, b) => a + b);
-  return xt.map((_, i) => points.reduce((mean, point, m) => mean + point[i] * joint[m], 0) / sum);
+  return xt.map((_, i) => sum && points.reduce((mean, point, m) => mean + point[i] * joint[m], 0) / sum);
 }
 
 /** All ways to distribute n bits over k states: counts that add up to n. */
@@ -598,8 +598,10 @@ function enumerate_counts(period, size, n_states) {
   return {counts, states, log_multiplicity};
 }
 
-/** K* of a heartbeat of `period` · `size` bits, nats, exactly, by enumeration of every state of x^t. */
-function enumerate_ideal_K(q, period, size, {counts, states, log_multiplicity} = enumerate_counts(period, size, q.states.length)) {
+/** K* of a heartbeat of `period` · `size` bits, nats, exactly, by enumeration of every state of x^t; it yields after
+    each timestep. */
+function* enumerate_ideal_K(q, period, size) {
+  const {counts, states, log_multiplicity} = enumerate_counts(period, size, q.states.length);
   const bits = [[0, size * (period - 1)], [1, size]];  // how many of them a sequence has
   const mean_over_bits = value => bits.reduce((sum, [bit, n]) => sum + n * value(bit), 0);
   const H = (bit, t) => t ? entropy(q.marginal(bit, t)) : 0;
@@ -621,6 +623,7 @@ function enumerate_ideal_K(q, period, size, {counts, states, log_multiplicity} =
         if (n) total -= prob * n * entropy(q.posterior_from_moments(k, joint[m] / sum, t));
       }));
     });
+    yield t;
   }
   return total;
 }

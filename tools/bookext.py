@@ -6,6 +6,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 from docutils import nodes
+from laboratory import write_weights
 
 # The theme's Font Awesome script weighs 1.5 MB a page; its icons come from the theme's CSS all the same.
 ICON_SCRIPT = re.compile(r'\s*<script src="[^"]*fontawesome[^"]*\.js[^"]*"></script>')
@@ -13,7 +14,7 @@ ICON_SCRIPT = re.compile(r'\s*<script src="[^"]*fontawesome[^"]*\.js[^"]*"></scr
 MATHJAX = ("tex-mml-chtml.js", "output/chtml/fonts/woff-v2", "input/tex/extensions")
 
 LABORATORY = "chapters/laboratory"
-SCRIPTS = {path.name for path in (Path(__file__).parent.parent / "_static").glob("*.js")}
+ONLY_THERE = {"dpm.js", "laboratory.js", "laboratory.css"}
 
 
 def use_local_mathjax(app, config):
@@ -28,10 +29,12 @@ def mark_sentences(app, doctree, name):
 
 
 def load_laboratory_there_only(app, pagename, templatename, context, doctree):
-    """Jupyter Book loads every script of _static on every page; ours belong to one."""
-    if pagename != LABORATORY:
-        context["script_files"] = [
-            script for script in context["script_files"] if Path(str(script.filename or "")).name not in SCRIPTS
+    """Jupyter Book loads every script and style of _static on every page; the laboratory's belong to one."""
+    for files in ("script_files", "css_files"):
+        context[files] = [
+            file
+            for file in context[files]
+            if pagename == LABORATORY or Path(str(file.filename or "")).name not in ONLY_THERE
         ]
 
 
@@ -39,6 +42,7 @@ def finish(app, exception):
     if exception is None and app.builder.format == "html":
         static = Path(app.outdir, "_static")
         copy_mathjax(static / "mathjax")
+        write_weights(static / "swiss_roll_weights.js")
         drop_icon_script(Path(app.outdir))
         shutil.rmtree(static / "vendor" / "fontawesome" / "6.5.2" / "js", ignore_errors=True)
 
