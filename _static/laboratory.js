@@ -1,8 +1,7 @@
 /* The laboratory: its page asks, draws and explains. What is computed is in dpm.js. */
 document.addEventListener("DOMContentLoaded", () => {
 "use strict";
-const root = document.getElementById("laboratory");
-if (!root) return;
+const root = document.getElementById("laboratory").closest("section");
 
 const $ = name => root.querySelector(`[data-lab="${name}"]`);
 const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -223,15 +222,19 @@ class Plane {
     const box = this.canvas.getBoundingClientRect();
     return [2 * (event.clientX - box.left) / box.width - 1, 1 - 2 * (event.clientY - box.top) / box.height].map(u => u * REACH);
   }
-  dots(x, colour, radius = 1.7) {
+  /** Dots at x [n, 2], of one colour, or of several from the first to the last. */
+  dots(x, colours, radius = 1.7) {
     const {context} = this, n = x.length / 2;
-    for (let b = 0; b < n; b++) {
-      const [u, v] = this.to([x[2 * b], x[2 * b + 1]]);
-      context.fillStyle = typeof colour === "string" ? colour : colour(b / n);
+    colours.forEach((colour, k) => {
+      context.fillStyle = colour;
       context.beginPath();
-      context.arc(u, v, radius, 0, 2 * Math.PI);
+      for (let b = Math.ceil(k * n / colours.length); b < (k + 1) * n / colours.length; b++) {
+        const [u, v] = this.to([x[2 * b], x[2 * b + 1]]);
+        context.moveTo(u + radius, v);
+        context.arc(u, v, radius, 0, 2 * Math.PI);
+      }
       context.fill();
-    }
+    });
   }
   path(points, colour, width = 1) {
     const {context} = this;
@@ -247,26 +250,21 @@ class Plane {
   }
 }
 
-const colour = name => getComputedStyle(root).getPropertyValue(`--lab-${name}`).trim();
-const along = u => `hsl(${215 + 170 * u}, 65%, 52%)`;  // from the first point of a data set to the last
+const colour = name => getComputedStyle($("points")).getPropertyValue(`--lab-${name}`).trim();
+const ALONG = Array.from({length: 12}, (_, k) => `hsl(${215 + 14 * k}, 65%, 52%)`);  // from the first point to the last
 
-/** The density of x^t as a picture of n × n: a product of two sums over the points, since the noise is round. */
-function density_image(p, q, t, n = 96) {
-  const {points} = p, M = points.length / 2, root_alpha = Math.sqrt(q.alpha_bar[t]), cell = 2 * REACH / n;
+/** The density of x^t as a picture of n × n cells. */
+function density_image(p, q, t, n = 72) {
+  const {points} = p, root_alpha = Math.sqrt(q.alpha_bar[t]), cell = 2 * REACH / n, heights = new Float64Array(n * n);
   const variance = q.alpha_bar[t] * p.variance + q.noise_variance[t] + cell * cell / 2;  // as seen through cells
-  const along_axis = i => Array.from({length: n}, (_, k) => Float64Array.from({length: M},
-    (_, m) => Math.exp(-(((k + 0.5) * cell - REACH - root_alpha * points[2 * m + i]) ** 2) / (2 * variance))));
-  const columns = along_axis(0), rows = along_axis(1), image = new ImageData(n, n), heights = new Float64Array(n * n);
-  let largest = 0;
-  for (let r = 0; r < n; r++) {
-    for (let c = 0; c < n; c++) {
-      let sum = 0;
-      for (let m = 0; m < M; m++) sum += columns[c][m] * rows[n - 1 - r][m];
-      heights[r * n + c] = sum;
-      if (sum > largest) largest = sum;
+  for (let m = 0; m < points.length; m += 2) {  // the noise is round: a product of two normal curves
+    const [row, column] = [1, 0].map(i => Float64Array.from({length: n},
+      (_, k) => Math.exp(-(((k + 0.5) * cell - REACH - root_alpha * points[m + i]) ** 2) / (2 * variance))));
+    for (let r = 0; r < n; r++) {
+      if (row[r] > 1e-6) for (let c = 0; c < n; c++) heights[(n - 1 - r) * n + c] += row[r] * column[c];
     }
   }
-  const shade = colour("shade").split(",").map(Number);
+  const image = new ImageData(n, n), shade = colour("shade").split(",").map(Number), largest = Math.max(...heights);
   heights.forEach((height, k) => image.data.set([...shade, 150 * Math.sqrt(height / largest)], 4 * k));
   const canvas = Object.assign(document.createElement("canvas"), {width: n, height: n});
   canvas.getContext("2d").putImageData(image, 0, 0);
@@ -301,9 +299,10 @@ const nice = x => {
 /** Curves {x, y, kind} over [0, 1] × [0, top], with the top, and a word under either end. */
 function chart(svg, curves, [first, last], unit) {
   const [W, H, L, B] = [400, 130, 46, 22], all = curves.flatMap(({y}) => y).filter(Number.isFinite);
-  const top = nice(Math.max(1e-6, ...all)), x = u => L + u * (W - L - 8), y = v => 12 + (1 - Math.max(0, v) / top) * (H - B - 12);
+  const top = nice(Math.max(...all, 1e-6)), x = u => L + u * (W - L - 8), y = v => 12 + (1 - Math.max(0, v) / top) * (H - B - 12);
   svg.setAttribute("viewBox", `0 0 ${W} ${H}`);
   svg.replaceChildren();
+  if (!all.length) return;
   add(svg, "path", {d: `M${L},12V${H - B}H${W - 8}`, class: "axis"});
   add(svg, "text", {x: L - 5, y: 17, class: "end"}, String(Number(top.toPrecision(2))));
   add(svg, "text", {x: L - 5, y: H - B + 4, class: "end"}, "0");
@@ -403,7 +402,7 @@ function change(settings, write = true) {
 
 function load_network() {
   const script = document.createElement("script");
-  script.src = root.dataset.weights;
+  script.src = $("points").dataset.weights;
   script.onload = () => {
     const all = SWISS_ROLL_WEIGHTS.map(dpm.from_float16), layers = [];
     for (let k = 0; k < all.length; k += 2) layers.push({weight: all[k], bias: all[k + 1]});
@@ -523,12 +522,12 @@ function draw_planes() {
     left.context.drawImage(cached(caches.density, step, () => density_image(now.ideal, now.q, step)), 0, 0, left.size, left.size);
   }
   const x = ready ? between(now.forward) : null;
-  if (x) left.dots(x, along);
-  else if (now.settings.data === "draw") left.dots(from_address(now.settings.points).flat(), along, 2);
+  if (x) left.dots(x, ALONG);
+  else if (now.settings.data === "draw") left.dots(from_address(now.settings.points).flat(), ALONG, 2);
   if (now.settings.data === "draw" && document.activeElement === left.canvas && !pen) left.cross(cursor, ink);
   if (!ready) return;
   if (show("drift") && now.p) {
-    for (const [a, b] of cached(caches.drift, step, () => drift_field(now, step))) right.path([a, b], muted, 1.2), right.dots(a, muted, 1.3);
+    for (const [a, b] of cached(caches.drift, step, () => drift_field(now, step))) right.path([a, b], muted, 1.2), right.dots(a, [muted], 1.3);
   }
   const {T} = now.settings, stride = Math.max(1, Math.round(T / 80));
   if (show("paths") && now.reverse[0]) {
@@ -540,7 +539,7 @@ function draw_planes() {
     }
   }
   const samples = between(now.reverse);
-  if (samples) right.dots(samples, accent);
+  if (samples) right.dots(samples, [accent]);
 }
 
 
@@ -583,49 +582,45 @@ function describe() {
 }
 
 const PYTHON = {
-  log_snr_linear: s => `log_snr_linear(${s.T}, ${s.beta_1}, 0.995)`,
-  linear_alpha_bar: s => `linear_alpha_bar(${s.T})`,
-  linear_beta: s => `linear_beta(${s.T})`,
-  cosine_alpha_bar: s => `cosine_alpha_bar(${s.T})`,
-  best_schedule: s => `best_schedule(ideal, ${s.T}, ${s.beta_1}, draw(1500), generator)`,
-};
-const PYTHON_MODELS = {
-  diagonal: "ideal",
-  full: "IdealFullCovarianceReverse(points, noise**2)",
-  beta: "lambda q, xt, t: Normal(ideal(q, xt, t).mean, q.beta[t])",
-  posterior: "lambda q, xt, t: Normal(ideal(q, xt, t).mean, q.posterior_coefficients.variance[t])",
-  network: 'load_model("swiss_roll", "best").p',
+  log_snr_linear: s => `schedules.log_snr_linear(${s.T}, ${s.beta_1}, 0.995)`,
+  linear_alpha_bar: s => `schedules.linear_alpha_bar(${s.T})`,
+  linear_beta: s => `schedules.linear_beta(${s.T})`,
+  cosine_alpha_bar: s => `schedules.cosine_alpha_bar(${s.T})`,
+  best_schedule: s => `ideal.best_schedule(best, ${s.T}, ${s.beta_1}, draw(1500), generator)`,
+  diagonal: "best",
+  full: "ideal.IdealFullCovarianceReverse(points, noise**2)",
+  beta: "lambda q, xt, t: distributions.Normal(best(q, xt, t).mean, q.beta[t])",
+  posterior: "lambda q, xt, t: distributions.Normal(best(q, xt, t).mean, q.posterior_coefficients.variance[t])",
+  network: 'dpm.load_model("swiss_roll", "best").p',
 };
 /** The lines of Python that compute the same. */
 function as_python(settings) {
-  const {data, noise, schedule, model} = settings, scored = ["diagonal", "full"].includes(model);
+  const {data, noise, schedule, model} = settings;
   if (complaint(settings)) return "";
-  const rows = data === "roll" ? "" : rows_of(points_of(settings)).map(row => `[${row.map(v => v.toFixed(4)).join(", ")}]`).join(", ");
-  const imports = {
-    "dpm.bound": scored ? "" : "evaluate",
-    "dpm.data.synthetic": data === "roll" ? "swiss_roll_points" : "",
-    "dpm.distributions": ["beta", "posterior"].includes(model) ? "Normal" : "",
-    "dpm.experiments.registry": model === "network" ? "load_model" : "",
-    "dpm.forward": "GaussianForward",
-    "dpm.ideal": ["IdealMixtureReverse", model === "full" && "IdealFullCovarianceReverse", schedule === "best_schedule" && "best_schedule",
-      scored && "ideal_K"].filter(Boolean).sort().join(", "),
-    "dpm.reverse": "sample",
-    "dpm.schedules": schedule === "best_schedule" ? "" : schedule,
-    "dpm.units": "mean_and_stderr, to_bits",
-  };
-  return [
-    "import torch", "", ...Object.entries(imports).filter(([, names]) => names).map(([file, names]) => `from ${file} import ${names}`), "",
-    "generator = torch.Generator().manual_seed(0)", `noise = ${noise}`,
-    data === "roll" ? `points = swiss_roll_points(${MOST}, noise)` : `points = torch.tensor([${rows}], dtype=torch.float64)`,
-    "ideal = IdealMixtureReverse(points, noise**2)", "", "",
-    "def draw(n):",
-    "    x0 = points[torch.randint(len(points), (n,), generator=generator)]",
-    "    return x0 + noise * torch.randn(n, 2, generator=generator, dtype=torch.float64)", "", "",
-    `q = GaussianForward(${PYTHON[schedule](settings)})`, `p = ${PYTHON_MODELS[model]}`, "x0 = draw(10_000)",
-    scored ? "K = ideal_K(p, q, x0, generator)" : "K = evaluate(p, q, x0, generator).K",
-    'print("K", mean_and_stderr(to_bits(K)), "bits")', 'print("-H(X0)", mean_and_stderr(to_bits(ideal.log_prob(x0))), "bits")',
-    "samples = sample(p, q, x0, generator)",
-  ].join("\n");
+  const rows = data === "roll" ? [] : rows_of(points_of(settings)).map(row => `[${row.map(v => v.toFixed(4)).join(", ")}]`);
+  return `import torch
+
+import dpm
+from dpm import bound, distributions, forward, ideal, reverse, schedules, units
+from dpm.data.synthetic import swiss_roll_points
+
+generator, noise = torch.Generator().manual_seed(0), ${noise}
+points = ${rows.length ? `torch.tensor([${rows.join(", ")}], dtype=torch.float64)` : `swiss_roll_points(${MOST}, noise)`}
+
+
+def draw(n):
+    x0 = points[torch.randint(len(points), (n,), generator=generator)]
+    return x0 + noise * torch.randn(n, 2, generator=generator, dtype=torch.float64)
+
+
+best = ideal.IdealMixtureReverse(points, noise**2)
+q = forward.GaussianForward(${PYTHON[schedule](settings)})
+p = ${PYTHON[model]}
+x0 = draw(10_000)
+K = ${["diagonal", "full"].includes(model) ? "ideal.ideal_K(p, q, x0, generator)" : "bound.evaluate(p, q, x0, generator).K"}
+print("K", units.mean_and_stderr(units.to_bits(K)), "bits")
+print("-H(X0)", units.mean_and_stderr(units.to_bits(best.log_prob(x0))), "bits")
+samples = reverse.sample(p, q, x0, generator)`;
 }
 $("copy").onclick = () => navigator.clipboard.writeText($("python").textContent);
 
@@ -681,8 +676,8 @@ const condition = (() => {
     planes.forEach((plane, k) => {
       plane.clear();
       if (!now.start) return;
-      plane.dots(now.ideal.points, colour("faint"), 1.2);
-      if (samples[0].length) plane.dots(plane.x, colour(k ? "exact" : "accent"));
+      plane.dots(now.ideal.points, [colour("faint")], 1.2);
+      if (samples[0].length) plane.dots(plane.x, [colour(k ? "exact" : "accent")]);
       const what = controls.elements.what.value, ink = colour("ink");
       if (what === "both") plane.cross(y, ink);
       else plane.path(what === "first" ? [[y[0], -REACH], [y[0], REACH]] : [[-REACH, y[1]], [REACH, y[1]]], ink, 1.5);
@@ -732,7 +727,7 @@ const bits = (() => {
   const LENGTHS = [...controls.elements.T.options].map(option => Number(option.value)), K = {flipping: {}, masking: {}};
   const make = {flipping: T => new dpm.BernoulliForward(dpm.linear_alpha_bar(T), 1 / PERIOD), masking: T => new dpm.AbsorbingForward(dpm.linear_alpha_bar(T))};
   const cells = Array.from({length: SHOWN * PERIOD * SIZE}, (_, k) =>
-    add($("beats"), "rect", {x: 20 * (k % 20) + 1, y: 20 * Math.floor(k / 20) + 1, width: 18, height: 18, rx: 3}));
+    add($("beats"), "rect", {class: "zero", x: 20 * (k % 20) + 1, y: 20 * Math.floor(k / 20) + 1, width: 18, height: 18, rx: 3}));
   let states = [], job = null, running = false, place = 0;
   const chosen = () => [controls.elements.kernel.value, Number(controls.elements.T.value)];
 
@@ -803,7 +798,7 @@ for (const name of ["points", "condition", "bits"]) watch.observe($(name));
 
 let before = performance.now(), spoke = 0, pace = 1 / 60;
 function frame(time) {
-  const seconds = Math.min(0.1, Math.max(1e-3, (time - before) / 1000)), until = performance.now() + 10;
+  const seconds = Math.min(0.1, Math.max(1e-3, (time - before) / 1000));
   before = time;
   pace += 0.05 * (seconds - pace);
   if (seen.get($("points"))) {
@@ -816,6 +811,7 @@ function frame(time) {
     }
   }
   if (seen.get($("bits"))) bits.advance(seconds);
+  const until = performance.now() + 8;
   let jobs = [[now, "points"], [kept, "points"], [condition, "condition"], [bits, "bits"]].filter(([job, place]) => job && seen.get($(place)));
   while (jobs.length && performance.now() < until) jobs = jobs.filter(([job]) => performance.now() > until || job.work());
   if (time - spoke > (still ? 1000 : 300)) {
