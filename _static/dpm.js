@@ -109,31 +109,23 @@ class Normal {
   reparameterize(noise) {
     const x = new Float64Array(noise.length);
     for (let i = 0; i < x.length; i += 2) {
-      const [v, w] = [at(this.variance, i), at(this.variance, i + 1)], scale = Math.sqrt(v);
-      const slope = this.covariance ? this.covariance[i >> 1] / scale : 0;  // Cholesky
+      const [v, w, c] = this.covariance_of(i >> 1), scale = Math.sqrt(v), slope = scale && c / scale;  // Cholesky
       x[i] = this.mean[i] + scale * noise[i];
       x[i + 1] = this.mean[i + 1] + slope * noise[i] + Math.sqrt(w - slope * slope) * noise[i + 1];
     }
     return x;
   }
-  /** log density of x, nats, [B]; of a diagonal Σ. */
-  log_prob(x) {
-    return sum_except_batch(x.map((value, i) => {
-      const variance = at(this.variance, i);
-      return -0.5 * ((value - this.mean[i]) ** 2 / variance + Math.log(variance) + LOG_2PI);
-    }));
+  /** −E log other(x) over x from this distribution, nats, [B]. */
+  cross_entropy(other) {
+    return Float64Array.from({length: this.mean.length / 2}, (_, b) => {
+      const [v, w, c] = this.covariance_of(b), [V, W, C] = other.covariance_of(b), det = V * W - C * C;
+      const [dx, dy] = [0, 1].map(i => this.mean[2 * b + i] - other.mean[2 * b + i]);
+      return LOG_2PI + 0.5 * (Math.log(det) + (W * (v + dx * dx) - 2 * C * (c + dx * dy) + V * (w + dy * dy)) / det);
+    });
   }
-  /** KL(self ‖ other), nats, [B]; self has a diagonal Σ, and where other has none, the same number twice. */
-  kl_divergence(other) {
-    const kl = new Float64Array(this.mean.length / 2);
-    for (let b = 0; b < kl.length; b++) {
-      const i = 2 * b, [v, w] = [at(this.variance, i), at(this.variance, i + 1)];
-      const [V, W] = [at(other.variance, i), at(other.variance, i + 1)], C = other.covariance ? other.covariance[b] : 0;
-      const [dx, dy] = [this.mean[i] - other.mean[i], this.mean[i + 1] - other.mean[i + 1]], det = V * W - C * C;
-      const squared = (W * (v + dx * dx) - 2 * C * dx * dy + V * (w + dy * dy)) / det;
-      kl[b] = 0.5 * (squared - 2 + Math.log(det / (v * w)));
-    }
-    return kl;
+  /** Σ of sample b: both variances, and the number beside them. */
+  covariance_of(b) {
+    return [at(this.variance, 2 * b), at(this.variance, 2 * b + 1), this.covariance ? this.covariance[b] : 0];
   }
 }
 
@@ -314,11 +306,6 @@ class IdealMixtureReverse {
   law(q, xt, t, {mean, variance}) {
     return q.posterior_from_moments(xt, {mean, variance}, t);
   }
-  /** KL( q(x^{t−1}|x^t,x⁰) ‖ p(x^{t−1}|x^t) ) averaged over q(x⁰|x^t), nats, [B]. */
-  mean_step_kl(q, t, {variance}) {
-    const step = snr_step(q, t);
-    return sum_except_batch(variance.map(v => 0.5 * Math.log1p(step * v)));
-  }
   /** log q(x⁰), nats, [B]. */
   log_prob(x0) {
     return this.predict_x0(NO_NOISE, x0, 0).log_density;
@@ -327,23 +314,10 @@ class IdealMixtureReverse {
 
 const NO_NOISE = {alpha_bar: [1], noise_variance: [0]};  // what a forward process is at t = 0
 
-/** What step t takes from the signal-to-noise ratio: s_{t−1} − s_t = c²/β̃_t, c the weight of x⁰ in its posterior. */
-function snr_step(q, t) {
-  const {x0, variance} = q.posterior_coefficients;
-  return x0[t] ** 2 / variance[t];
-}
-
 /** f_μ* with the full covariance Σ*. */
 class IdealFullCovarianceReverse extends IdealMixtureReverse {
   law(q, xt, t, moments) {
     return q.posterior_from_moments(xt, moments, t);
-  }
-  mean_step_kl(q, t, {variance, covariance}) {
-    const step = snr_step(q, t);
-    return covariance.map((c, b) => {
-      const [v, w] = [variance[2 * b], variance[2 * b + 1]];
-      return 0.5 * Math.log1p(step * (v + w) + step * step * (v * w - c * c));
-    });
   }
 }
 
@@ -356,18 +330,20 @@ class IdealMeanReverse extends IdealMixtureReverse {
   law(q, xt, t, {mean}) {
     return new Normal(q.posterior(xt, mean, t).mean, this.variance_of(q, t));
   }
-  mean_step_kl(q, t, {variance}) {
-    const step = snr_step(q, t), ratio = q.posterior_coefficients.variance[t] / this.variance_of(q, t);
-    return sum_except_batch(variance.map(v => 0.5 * (ratio * (1 + step * v) - 1 - Math.log(ratio))));
-  }
+}
+
+/** KL( q(x^{t−1}|x^t,x⁰) ‖ law ) averaged over q(x⁰|x^t), of which the ideal model has the moments: nats, [B]. */
+function mean_step_kl(q, xt, t, moments, law) {
+  const posterior_entropy = 1 + LOG_2PI + Math.log(q.posterior_coefficients.variance[t]);
+  return q.posterior_from_moments(xt, moments, t).cross_entropy(law).map(value => value - posterior_entropy);
 }
 
 /** K* estimated on x⁰ [B, 2] drawn as the data, nats, [B]: (14), each KL averaged over q(x⁰|x^t). */
 function ideal_K(p, q, x0, generator) {
   const [at_T, at_1, prior] = q.entropy_constants(), K = new Float64Array(x0.length / 2).fill(at_T - at_1 - prior);
   for (let t = 2; t <= q.T; t++) {
-    const xt = q.marginal(x0, t).reparameterize(q.sample_noise(x0, generator));
-    p.mean_step_kl(q, t, p.predict_x0(q, xt, t)).forEach((kl, b) => K[b] -= kl);
+    const xt = q.marginal(x0, t).reparameterize(q.sample_noise(x0, generator)), moments = p.predict_x0(q, xt, t);
+    mean_step_kl(q, xt, t, moments, p.law(q, xt, t, moments)).forEach((kl, b) => K[b] -= kl);
   }
   return K;
 }
@@ -473,16 +449,6 @@ function from_float16(text) {
     return bits >> 15 ? -size : size;
   });
 }
-
-
-/* bound.py */
-
-/** KL( q(x^{t−1}|x^t,x⁰) ‖ p(x^{t−1}|x^t) ) of (14), for the x^t that the noise makes: nats, [B]. */
-function step_kl(p, q, x0, t, noise) {
-  const xt = q.marginal(x0, t).reparameterize(noise);
-  return q.posterior(xt, x0, t).kl_divergence(p.law(q, xt, t, p.predict_x0(q, xt, t)));
-}
-
 
 /* posterior.py: the model times a second distribution, Section 2.5 */
 
@@ -631,8 +597,8 @@ function* enumerate_ideal_K(q, period, size) {
 return {
   to_bits, Generator, linear_alpha_bar, log_snr_linear, linear_beta, cosine_alpha_bar, beta_from_alpha_bar, log_alpha_bar,
   shortest_paths, Normal, GaussianForward, BernoulliForward, AbsorbingForward, entropy, IdealMixtureReverse,
-  IdealFullCovarianceReverse, IdealMeanReverse, ideal_K, best_schedule, draw, reverse_step, sample_trajectory, VPrediction,
-  FourierMLP, from_float16, step_kl, GaussianLikelihood, r_schedules, posterior_trajectory, exact_posterior,
-  swiss_roll_points, heartbeat_sequences, predict_bits, enumerate_counts, enumerate_ideal_K,
+  IdealFullCovarianceReverse, IdealMeanReverse, mean_step_kl, ideal_K, best_schedule, draw, reverse_step, sample_trajectory, VPrediction,
+  FourierMLP, from_float16, GaussianLikelihood, r_schedules, posterior_trajectory, exact_posterior,
+  swiss_roll_points, heartbeat_sequences, predict_bits, enumerate_ideal_K,
 };
 })();

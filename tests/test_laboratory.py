@@ -12,7 +12,7 @@ from torch import Generator
 
 from dpm.bound import step_kl
 from dpm.data.synthetic import heartbeat_sequences, swiss_roll_points
-from dpm.distributions import Normal
+from dpm.distributions import Normal, kl_divergence
 from dpm.experiments.registry import load_model
 from dpm.forward import AbsorbingForward, BernoulliForward, GaussianForward
 from dpm.ideal import (
@@ -133,7 +133,8 @@ def test_laws_of_the_forward_process(run, t):
     found = run(f"return {{{calls}}}")
     for name, law in laws.items():
         assert same(found[name]["mean"], law.mean) and same(found[name]["variance"], float(law.variance))
-    assert same(run(f"return q.marginal(x0, {t}).log_prob(xt)"), q.marginal(X0, t).log_prob(XT).sum(1))
+    other = run(f"return q.marginal(x0, {t}).cross_entropy(q.transition(xt, {t}))")
+    assert same(other, q.marginal(X0, t).cross_entropy(q.transition(XT, t)).sum(1))
 
 
 @pytest.mark.parametrize("t", [1, 2, 5, 8])
@@ -157,26 +158,31 @@ def test_the_density_of_the_data(run):
 @pytest.mark.parametrize("name", list(MODELS))
 @pytest.mark.parametrize("t", [2, 5, 8])
 def test_the_kl_of_each_step(run, name, t):
-    found = run(f"return dpm.step_kl(models['{name}'], q, x0, {t}, noise)", noise=XT)
-    assert same(found, step_kl(MODELS[name], GaussianForward(BETA), X0, t, XT))
+    """For the x^t that the noise makes; as cross entropy less entropy, the latter at a sure x⁰."""
+    code = (
+        f"const p = models['{name}'], xt = q.marginal(x0, {t}).reparameterize(noise), sure = {{mean: x0, variance: 0}};"
+    )
+    code += f"return dpm.mean_step_kl(q, xt, {t}, sure, p.law(q, xt, {t}, p.predict_x0(q, xt, {t})))"
+    assert same(run(f"{{ {code} }}", noise=XT), step_kl(MODELS[name], GaussianForward(BETA), X0, t, XT))
 
 
+@pytest.mark.parametrize("name", list(MODELS))
 @pytest.mark.parametrize("t", [2, 5, 8])
-def test_the_kl_averaged_over_x0_is_the_entropy_of_p_less_that_of_the_posterior(run, t):
-    """For the two ideal variances; for β_t and β̃_t the average is taken over the components, which are normal."""
+def test_the_kl_averaged_over_x0(run, name, t):
+    """Against a sum over the components of x⁰ | x^t, and within each a Gauss-Hermite rule, exact for a square."""
     q = GaussianForward(BETA)
-    target = q.posterior(XT, XT, t)
-    calls = ", ".join(f"'{name}': f(models['{name}'])" for name in MODELS)
-    found = run(f"const f = p => p.mean_step_kl(q, {t}, p.predict_x0(q, xt, {t})); return {{{calls}}}")
-    entropy = 2 * float(target.entropy()[0, 0])
-    assert same(found["diagonal"], ideal(q, XT, t).entropy().sum(1) - entropy)
-    assert same(found["full"], MODELS["full"](q, XT, t).entropy() - entropy)
-    _, variance = ideal.predict_x0(q, XT, t)
-    x0_weight = q.posterior_coefficients.x0[t]
-    for name in ("β", "β̃"):
-        own = MODELS[name](q, XT, t).variance
-        squared = (target.variance + x0_weight**2 * variance) / own
-        assert same(found[name], (squared - 1 + (own / target.variance).log()).sum(1) / 2)
+    code = f"const p = models['{name}'], moments = models.diagonal.predict_x0(q, xt, {t});"
+    found = run(f"{code} return dpm.mean_step_kl(q, xt, {t}, moments, p.law(q, xt, {t}, moments))")
+    responsibilities, weight, gain, variance = ideal.component_posterior(q, XT, t)
+    nodes, masses = (torch.from_numpy(values) for values in np.polynomial.hermite_e.hermegauss(3))
+    law, wanted = MODELS[name](q, XT, t), torch.zeros(len(XT), dtype=torch.float64)
+    for m, point in enumerate(POINTS):
+        for node in torch.cartesian_prod(nodes, nodes):
+            mass = (masses[nodes == node[0]] * masses[nodes == node[1]] / masses.sum() ** 2).squeeze()
+            x0 = weight * point + gain * XT + variance.sqrt() * node
+            kl = kl_divergence(q.posterior(XT, x0, t), law)
+            wanted += responsibilities[:, m] * mass * (kl if kl.ndim == 1 else kl.sum(1))
+    assert same(found, wanted)
 
 
 @pytest.mark.parametrize("name", ["diagonal", "full"])
