@@ -1,7 +1,5 @@
 /* The mathematics of the laboratory: what its page needs of the Python module `dpm`, under the same names.
-
-   Points of the plane are Float64Arrays [B, 2], row after row. A schedule has T+1 slots, so that the index is the
-   paper's t; slot 0 means "no noise". All is in nats until `to_bits`. Randomness comes from a Generator. */
+   Points of the plane are Float64Arrays [B, 2], row after row. Slot t of a table is the paper's t; slot 0 is "no noise". */
 const dpm = (() => {
 "use strict";
 
@@ -10,7 +8,7 @@ const sigmoid = x => 1 / (1 + Math.exp(-x));
 const to_bits = nats => nats / Math.LN2;
 const at = (variance, i) => typeof variance === "number" ? variance : variance[i];  // a number broadcasts
 
-/** A seeded generator (sfc32) with the two draws that a forward process asks for. */
+/** A seeded generator, sfc32. */
 class Generator {
   constructor(seed) {
     [this.a, this.b, this.c, this.d] = [seed | 0, 0x9e3779b9, 0x243f6a88, 1];
@@ -24,17 +22,15 @@ class Generator {
     this.c = ((this.c << 21) | (this.c >>> 11)) + sum | 0;
     return sum >>> 0;
   }
-  /** n uniform numbers in (0, 1). */
   rand(n) {
     return Float64Array.from({length: n}, () => (this.next() + 0.5) / 4294967296);
   }
-  /** n standard normal numbers, by Box and Muller. */
   randn(n) {
     const values = new Float64Array(n);
-    for (let i = 0; i < n; i += 2) {
+    for (let i = 0; i < n; i += 2) {  // Box and Muller; what is written beyond the end is lost
       const [u, v] = this.rand(2), radius = Math.sqrt(-2 * Math.log(u));
       values[i] = radius * Math.cos(2 * Math.PI * v);
-      if (i + 1 < n) values[i + 1] = radius * Math.sin(2 * Math.PI * v);
+      values[i + 1] = radius * Math.sin(2 * Math.PI * v);
     }
     return values;
   }
@@ -48,18 +44,18 @@ function linear_alpha_bar(T) {
   return Float64Array.from({length: T + 1}, (_, t) => t && 1 / (T - t + 1));
 }
 
-/** log ᾱ_t/(1−ᾱ_t) falls linearly in t, while 1−ᾱ_t goes from β_1 to the last noise variance. */
+/** log ᾱ_t/(1−ᾱ_t) falls linearly in t, from that of β_1 to that of the last noise variance. */
 function log_snr_linear(T, beta_1, last = 0.995) {
   const logit = p => Math.log(p / (1 - p)), step = (logit(last) - logit(beta_1)) / (T - 1);
   return beta_from_alpha_bar(Float64Array.from({length: T}, (_, k) => sigmoid(-logit(beta_1) - k * step)));
 }
 
-/** The rates of Ho et al. 2020: β_t rises linearly from 0.1/T to 20/T. */
+/** Ho et al. 2020: β_t rises linearly from 0.1/T to 20/T. */
 function linear_beta(T) {
   return Float64Array.from({length: T + 1}, (_, t) => t && (0.1 + 19.9 * (t - 1) / (T - 1)) / T);
 }
 
-/** The cosine of Nichol and Dhariwal 2021: ᾱ_t ∝ cos² of an angle that grows linearly in t. */
+/** Nichol and Dhariwal 2021: ᾱ_t falls as cos² of an angle linear in t. */
 function cosine_alpha_bar(T) {
   const squared = t => t < T ? Math.cos((t / T + 0.008) / 1.008 * Math.PI / 2) ** 2 : 0;
   return beta_from_alpha_bar(Float64Array.from({length: T}, (_, k) => squared(k + 1) / squared(0)));
@@ -100,8 +96,7 @@ function shortest_paths(loss, n_steps) {
 
 /* distributions.py */
 
-/** N(x; mean, variance) of each coordinate, mean [B, 2]; variance is a number, or shaped like the mean. With
-    `covariance` [B], the one number that a full Σ has beside its diagonal. */
+/** N(x; mean, Σ): mean [B, 2]; variance a number or [B, 2]; covariance [B], what a full Σ has beside its diagonal. */
 class Normal {
   constructor(mean, variance, covariance = null) {
     Object.assign(this, {mean, variance, covariance});
@@ -160,40 +155,34 @@ class GaussianForward extends ForwardProcess {
       variance: table((beta_t, t) => beta_t * noise[t - 1] / noise[t]),
     };
   }
-  sample_noise(x, generator) {
-    return generator.randn(x.length);
-  }
-  /** π = N(0, I), equation (1). */
   prior(x) {
     return new Normal(new Float64Array(x.length), 1);
   }
-  /** q(x^t | x^{t−1} = x), equation (2). */
   transition(x, t) {
     const kept = Math.sqrt(1 - this.beta[t]);
     return new Normal(x.map(value => kept * value), this.beta[t]);
   }
-  /** q(x^t | x⁰) = N(x⁰ √ᾱ_t, (1−ᾱ_t) I). */
   marginal(x0, t) {
     const kept = Math.sqrt(this.alpha_bar[t]);
     return new Normal(x0.map(value => kept * value), this.noise_variance[t]);
   }
-  /** q(x^{t−1} | x^t, x⁰), (47)-(48): the target of every reverse step in (14). */
+  /** q(x^{t−1} | x^t, x⁰), (47)-(48). */
   posterior(xt, x0, t) {
     return this.posterior_from_moments(xt, {mean: x0, variance: 0}, t);
   }
-  /** The Gaussian nearest in KL to q(x^{t−1} | x^t), given the moments of x⁰ | x^t. */
+  /** The Gaussian nearest in KL to q(x^{t−1} | x^t), given moments of x⁰ | x^t. */
   posterior_from_moments(xt, {mean, variance, covariance}, t) {
     const {x0, xt: weight, variance: own} = this.posterior_coefficients, [a, b, v] = [x0[t], weight[t], own[t]];
     return new Normal(xt.map((value, i) => a * mean[i] + b * value), variance ? variance.map(w => v + a * a * w) : v,
       covariance ? covariance.map(w => a * a * w) : null);
   }
-  /** H_q(X^T|X⁰), H_q(X¹|X⁰) and H_p(X^T) of (14), nats, the same for every x⁰. */
+  /** H_q(X^T|X⁰), H_q(X¹|X⁰) and H_p(X^T) of (14). */
   entropy_constants() {
     return [this.noise_variance[this.T], this.noise_variance[1], 1].map(v => 1 + LOG_2PI + Math.log(v));
   }
 }
 
-/** Bits, each drawn anew from the prior with probability β_t. Laws are probabilities of the `states`, of one bit. */
+/** Each bit is drawn anew from the prior with probability β_t. A law is of one bit: the probabilities of its states. */
 class BernoulliForward extends ForwardProcess {
   states = [0, 1];
   reversible = true;
@@ -219,18 +208,18 @@ class BernoulliForward extends ForwardProcess {
     }
     return law;
   }
-  /** H_q(X^t|X^{t−1}) of a bit, given x⁰, nats. */
+  /** H_q(X^t|X^{t−1}) given x⁰. */
   transition_entropy(bit, t) {
     const [zero, one] = [0, 1].map(value => entropy(this.transition(value, t)));
     return zero + (one - zero) * this.marginal(bit, t - 1)[1];
   }
-  /** p(x⁰|x¹ = states[k]): the edge step (44). */
+  /** p(x⁰|x¹): the edge step (44). */
   final_step(k) {
     return this.transition(k, 1);
   }
 }
 
-/** Bits, each masked with probability β_t for good; the prior is all masks, so that β_T must be 1. */
+/** Each bit is masked with probability β_t, for good. */
 class AbsorbingForward extends ForwardProcess {
   states = [0, 0.5, 1];
   reversible = false;
@@ -260,7 +249,7 @@ function entropy(probs) {
 }
 
 
-/* ideal.py: ideal reverse models, for data of which q(x⁰|x^t) is a finite sum */
+/* ideal.py: ideal reverse models */
 
 /** The ideal reverse model of x⁰ = one of `points` [M, 2] + N(0, variance · I): f_μ* and diagonal f_Σ*. */
 class IdealMixtureReverse {
@@ -302,7 +291,7 @@ class IdealMixtureReverse {
     }
     return {mean, variance, covariance, log_density};
   }
-  /** The law that the moments of x⁰ make of x^{t−1}: this model's own is a diagonal Gaussian. */
+  /** p(x^{t−1}|x^t), from the moments of x⁰. */
   law(q, xt, t, {mean, variance}) {
     return q.posterior_from_moments(xt, {mean, variance}, t);
   }
@@ -338,23 +327,22 @@ function mean_step_kl(q, xt, t, moments, law) {
   return q.posterior_from_moments(xt, moments, t).cross_entropy(law).map(value => value - posterior_entropy);
 }
 
-/** K* estimated on x⁰ [B, 2] drawn as the data, nats, [B]: (14), each KL averaged over q(x⁰|x^t). */
+/** K* by (14) on x⁰ drawn as the data, [B]: each KL averaged over q(x⁰|x^t). */
 function ideal_K(p, q, x0, generator) {
   const [at_T, at_1, prior] = q.entropy_constants(), K = new Float64Array(x0.length / 2).fill(at_T - at_1 - prior);
   for (let t = 2; t <= q.T; t++) {
-    const xt = q.marginal(x0, t).reparameterize(q.sample_noise(x0, generator)), moments = p.predict_x0(q, xt, t);
+    const xt = q.marginal(x0, t).reparameterize(generator.randn(x0.length)), moments = p.predict_x0(q, xt, t);
     mean_step_kl(q, xt, t, moments, p.law(q, xt, t, moments)).forEach((kl, b) => K[b] -= kl);
   }
   return K;
 }
 
-/** The schedule of T steps, β_1 given, whose K* is the highest: a shortest path through noise levels. It yields after
-    each level, so that a page stays alive, and returns β. */
+/** The β whose K* is the highest, by a shortest path. It yields after each noise level, so that a page stays alive. */
 function* best_schedule(p, T, beta_1, x0, generator, n_levels = 300) {
   const first = Math.log(1 / beta_1 - 1), B = x0.length / 2;
   const log_snr = Float64Array.from({length: n_levels}, (_, k) => first + (-7 - first) * k / (n_levels - 1));
   const alpha_bar = log_snr.map(sigmoid), snr = log_snr.map(Math.exp), q = new GaussianForward(beta_from_alpha_bar(alpha_bar));
-  const frozen = q.sample_noise(x0, generator);  // the same for all levels, or the path would seek out lucky draws
+  const frozen = generator.randn(x0.length);  // the same for all levels, or the path would seek out lucky draws
   const loss = Array.from({length: n_levels}, () => new Float64Array(n_levels).fill(Infinity));
   for (let k = 1; k < n_levels; k++) {
     const {variance} = p.predict_x0(q, q.marginal(x0, k + 1).reparameterize(frozen), k + 1);
@@ -373,16 +361,16 @@ function* best_schedule(p, T, beta_1, x0, generator, n_levels = 300) {
   return beta_from_alpha_bar(Float64Array.from(path[cheapest], k => alpha_bar[k]));
 }
 
-/** The data x⁰ of an ideal reverse model, [n, 2]: a point, and noise around it. */
+/** The data of an ideal reverse model, [n, 2]: points, and noise around them. */
 function draw(p, n, generator) {
   const M = p.points.length / 2, picked = generator.rand(n), noise = generator.randn(2 * n);
   return noise.map((eps, i) => p.points[2 * Math.floor(picked[i >> 1] * M) + (i & 1)] + Math.sqrt(p.variance) * eps);
 }
 
 
-/* reverse.py: ancestral sampling, and the parameterisation of the shipped network */
+/* reverse.py, networks/denoisers.py */
 
-/** p(x^{t−1}|x^t); at t = 1 the edge step (44). */
+/** p(x^{t−1}|x^t), at t = 1 the edge step (44). */
 function reverse_step(p, q, xt, t) {
   return t === 1 ? q.transition(xt, 1) : p.law(q, xt, t, p.predict_x0(q, xt, t));
 }
@@ -392,12 +380,12 @@ function* sample_trajectory(p, q, n, generator) {
   let xt = generator.randn(2 * n);
   yield [q.T, xt];
   for (let t = q.T; t > 0; t--) {
-    xt = reverse_step(p, q, xt, t).reparameterize(q.sample_noise(xt, generator));
+    xt = reverse_step(p, q, xt, t).reparameterize(generator.randn(xt.length));
     yield [t - 1, xt];
   }
 }
 
-/** A network that predicts v = √ᾱ ε − √(1−ᾱ) x⁰ and a log variance, and so the moments of x⁰ | x^t. */
+/** The moments of x⁰ | x^t by a network that predicts v = √ᾱ ε − √(1−ᾱ) x⁰ and a log variance. */
 class VPrediction {
   constructor(network) {
     this.network = network;
@@ -419,7 +407,7 @@ class VPrediction {
   }
 }
 
-/** `FourierMLP` of 2 dimensions: SiLU layers on x, its log-SNR and Fourier features of x. layers: [{weight, bias}]. */
+/** SiLU layers [{weight, bias}] on x, its log-SNR and Fourier features of x. */
 function FourierMLP(layers, n_frequencies) {
   return (x, y, log_snr) => {
     let h = [x, y, log_snr / 4];
@@ -450,9 +438,9 @@ function from_float16(text) {
   });
 }
 
-/* posterior.py: the model times a second distribution, Section 2.5 */
+/* posterior.py: the model times a second distribution */
 
-/** r(x) = N(y; x, variance), y and variance of two coordinates: 0 is a known one, ∞ a missing one. */
+/** r(x) = N(y; x, variance), y and variance [2]; a missing coordinate has variance ∞. */
 class GaussianLikelihood {
   constructor(y, variance) {
     Object.assign(this, {y, variance});
@@ -460,26 +448,26 @@ class GaussianLikelihood {
   log_prob(x) {
     return this.log_prob_of_y(x, 0);
   }
-  /** log N(y; mean, variance + r's own), nats, [B]; a missing coordinate adds nothing. */
+  /** log N(y; mean, variance + r's own), [B]. */
   log_prob_of_y(mean, variance) {
     return sum_except_batch(mean.map((value, i) => {
       const total = this.variance[i & 1] + at(variance, i);
       return total === Infinity ? 0 : -0.5 * ((this.y[i & 1] - value) ** 2 / total + Math.log(total) + LOG_2PI);
     }));
   }
-  /** p̃ ∝ p · r, equation (22), for one reverse transition with a diagonal Σ. */
+  /** p̃ ∝ p · r, (22), for a law with a diagonal Σ. */
   multiply(law) {
     const gain = law.mean.map((_, i) => at(law.variance, i) / (at(law.variance, i) + this.variance[i & 1]));
     return new Normal(law.mean.map((value, i) => (1 - gain[i]) * value + gain[i] * this.y[i & 1]),
       gain.map((g, i) => (1 - g) * at(law.variance, i)));
   }
-  /** log Z̃ of (22), nats, [B]. */
+  /** log Z̃ of (22), [B]. */
   log_normalizer(law) {
     return this.log_prob_of_y(law.mean, law.variance);
   }
 }
 
-/** What stands for r at timestep t: r itself, (23); a power of it that fades, Section 2.5.4; its average over q. */
+/** What stands for r at timestep t. */
 const r_schedules = {
   constant: r => r,
   annealed: (r, q, t) => new GaussianLikelihood(r.y, r.variance.map(v => t < q.T ? v / (1 - t / q.T) : Infinity)),
@@ -495,7 +483,7 @@ function* posterior_trajectory(p, q, r, n, generator, r_schedule = r_schedules.c
   let law = q.prior(new Float64Array(2 * n)), previous_log_r = new Float64Array(n);
   const log_weight = new Float64Array(n);
   for (let t = q.T; t >= 0; t--) {
-    const r_t = r_schedule(r, q, t), x = r_t.multiply(law).reparameterize(q.sample_noise(law.mean, generator));
+    const r_t = r_schedule(r, q, t), x = r_t.multiply(law).reparameterize(generator.randn(2 * n));
     const log_Z = r_t.log_normalizer(law);
     for (let b = 0; b < n; b++) log_weight[b] += log_Z[b] - previous_log_r[b];
     yield [t, x, log_weight];
@@ -503,7 +491,7 @@ function* posterior_trajectory(p, q, r, n, generator, r_schedule = r_schedules.c
   }
 }
 
-/** p(x⁰) r(x⁰), normalised, for the data of an ideal reverse model: probabilities of the points, and moments within. */
+/** q(x⁰) r(x⁰), normalised: the probability of each point of an ideal reverse model, and the law around it. */
 function exact_posterior(p, r) {
   const within = new Normal(p.points, p.variance), log_weight = r.log_normalizer(within);
   const largest = Math.max(...log_weight), weights = log_weight.map(value => Math.exp(value - largest));
@@ -512,9 +500,9 @@ function exact_posterior(p, r) {
 }
 
 
-/* data/synthetic.py, and the ideal reversal of bits */
+/* data/synthetic.py, and bits in ideal.py */
 
-/** n midpoints of the noiseless curve of the swiss roll, D.1.1, scaled with the noise to mean square 1: [n, 2]. */
+/** Evenly spaced points of the swiss roll's curve, D.1.1: [n, 2]. */
 function swiss_roll_points(n, noise = 0.02) {
   const [a, b] = [1.5 * Math.PI, 4.5 * Math.PI], {sin, cos} = Math;
   const mean = [(b * sin(b) + cos(b) - a * sin(a) - cos(a)) / (b - a), (sin(b) - b * cos(b) - sin(a) + a * cos(a)) / (b - a)];
@@ -525,12 +513,12 @@ function swiss_roll_points(n, noise = 0.02) {
   });
 }
 
-/** All sequences that the heartbeat can draw, equally likely: [period][length]. */
+/** All heartbeats: [period][length]. */
 function heartbeat_sequences(length = 20, period = 5) {
   return Array.from({length: period}, (_, phase) => Array.from({length}, (_, i) => +(i % period === phase)));
 }
 
-/** P(x⁰_i = 1 | x^t) of each bit of one sequence x^t, for x⁰ uniform over `points` [M][L]; x^t holds indices of states. */
+/** P(x⁰_i = 1 | x^t) of each bit of one sequence, which holds indices of states, for x⁰ uniform over points [M][L]. */
 function predict_bits(points, q, xt, t) {
   const laws = [q.marginal(0, t), q.marginal(1, t)];
   const joint = points.map(point => point.reduce((prob, bit, i) => prob * laws[bit][xt[i]], 1));
@@ -538,20 +526,20 @@ function predict_bits(points, q, xt, t) {
   return xt.map((_, i) => sum && points.reduce((mean, point, m) => mean + point[i] * joint[m], 0) / sum);
 }
 
-/** All ways to distribute n bits over k states: counts that add up to n. */
+/** All lists of k counts that add up to n. */
 function compositions(n, k) {
   if (k === 1) return [[n]];
   return Array.from({length: n + 1}, (_, first) => compositions(n - first, k - 1).map(rest => [first, ...rest])).flat();
 }
 
-/** Multisets of `size` of the numbers from `first` to n−1, ascending. */
+/** All ascending lists of `size` of the numbers first…n−1. */
 function multisets(n, size, first = 0) {
   if (size === 0) return [[]];
   return Array.from({length: n - first}, (_, k) => multisets(n, size - 1, first + k).map(rest => [first + k, ...rest])).flat();
 }
 
-/** The states of a heartbeat's x^t, up to the order of equal bits and of phases: the counts of each group of bits, and
-    the log of how many states each entry stands for. */
+/** The states of a heartbeat's x^t, up to the order of phases and of the bits of a phase: how many bits of each phase
+    are in which state, and the log of how many states an entry stands for. */
 function enumerate_counts(period, size, n_states) {
   const log_factorial = n => n < 2 ? 0 : Math.log(n) + log_factorial(n - 1);
   const counts = compositions(size, n_states), states = multisets(counts.length, period);
@@ -564,8 +552,7 @@ function enumerate_counts(period, size, n_states) {
   return {counts, states, log_multiplicity};
 }
 
-/** K* of a heartbeat of `period` · `size` bits, nats, exactly, by enumeration of every state of x^t; it yields after
-    each timestep. */
+/** K* of a heartbeat of period · size bits, exactly, by enumeration of every state of x^t. It yields after each t. */
 function* enumerate_ideal_K(q, period, size) {
   const {counts, states, log_multiplicity} = enumerate_counts(period, size, q.states.length);
   const bits = [[0, size * (period - 1)], [1, size]];  // how many of them a sequence has

@@ -8,7 +8,7 @@ const REACH = 3;       // the pictures show [−3, 3]², in standard deviations 
 const MOST = 400;      // points of a data set
 const LEVELS = 300;    // noise levels among which the best schedule is sought
 const PRECISE = 1e-3;  // bits: at this standard error the counting rests
-const number = (x, digits = 3) => (x < 0 ? "−" : "") + Math.abs(x).toFixed(digits);
+const number = x => (x < 0 ? "−" : "") + Math.abs(x).toFixed(3);
 const short = x => String(Number(x.toPrecision(2)));
 const rows_of = x => Array.from({length: x.length / 2}, (_, b) => [x[2 * b], x[2 * b + 1]]);
 const within = (x, reach = REACH) => Math.max(-reach, Math.min(reach, x));
@@ -16,11 +16,10 @@ const within = (x, reach = REACH) => Math.max(-reach, Math.min(reach, x));
 
 /* Data sets: points in the order in which a pen would draw them */
 
-const arc = (x, y, radius, from, to, n) => Array.from({length: n}, (_, k) => {
-  const angle = (from + (to - from) * (k + 0.5) / n) * Math.PI;
-  return [x + radius * Math.cos(angle), y + radius * Math.sin(angle)];
-});
-const line = (x, from, to, n) => Array.from({length: n}, (_, k) => [x, from + (to - from) * (k + 0.5) / n]);
+const evenly = (from, to, n) => Array.from({length: n}, (_, k) => from + (to - from) * (k + 0.5) / n);
+const line = (x, from, to, n) => evenly(from, to, n).map(y => [x, y]);
+const arc = (x, y, radius, from, to, n) => evenly(from * Math.PI, to * Math.PI, n)
+  .map(angle => [x + radius * Math.cos(angle), y + radius * Math.sin(angle)]);
 const DATA = {
   letters: () => [  // d, p and m
     ...arc(-2.3, 0, 0.6, 0, 2, 80), ...line(-1.7, 1.5, -0.6, 45), ...line(-1.1, 0.6, -1.5, 45), ...arc(-0.5, 0, 0.6, 1, -1, 80),
@@ -64,21 +63,12 @@ const DEFAULTS = {data: "roll", T: 40, schedule: "log_snr_linear", beta_1: 1e-4,
 const RANGES = {T: Math.round, beta_1: x => Number(x.toPrecision(2)), noise: x => Number(x.toPrecision(2))};  // sliders of log₁₀
 const CHOICES = ["data", "schedule", "model"];
 const NAMES = Object.fromEntries([...form.querySelectorAll("option")].map(option => [option.value, option.text]));
-const SCHEDULES = {  // and how Python writes them
-  log_snr_linear: [s => dpm.log_snr_linear(s.T, s.beta_1), s => `schedules.log_snr_linear(${s.T}, ${s.beta_1}, 0.995)`],
-  best_schedule: [null, s => `ideal.best_schedule(best, ${s.T}, ${s.beta_1}, draw(1500), generator)`],
-};
-for (const name of ["linear_alpha_bar", "linear_beta", "cosine_alpha_bar"]) {
-  SCHEDULES[name] = [s => dpm[name](s.T), s => `schedules.${name}(${s.T})`];
-}
 const MODELS = {
-  diagonal: [(points, v) => new dpm.IdealMixtureReverse(points, v), "best"],
-  full: [(points, v) => new dpm.IdealFullCovarianceReverse(points, v), "ideal.IdealFullCovarianceReverse(points, noise**2)"],
-  beta: [(points, v) => new dpm.IdealMeanReverse(points, v, (q, t) => q.beta[t]),
-    "lambda q, xt, t: distributions.Normal(best(q, xt, t).mean, q.beta[t])"],
-  posterior: [(points, v) => new dpm.IdealMeanReverse(points, v, (q, t) => q.posterior_coefficients.variance[t]),
-    "lambda q, xt, t: distributions.Normal(best(q, xt, t).mean, q.posterior_coefficients.variance[t])"],
-  network: [() => shipped, 'dpm.load_model("swiss_roll", "best").p'],
+  diagonal: (...data) => new dpm.IdealMixtureReverse(...data),
+  full: (...data) => new dpm.IdealFullCovarianceReverse(...data),
+  beta: (...data) => new dpm.IdealMeanReverse(...data, (q, t) => q.beta[t]),
+  posterior: (...data) => new dpm.IdealMeanReverse(...data, (q, t) => q.posterior_coefficients.variance[t]),
+  network: () => shipped,
 };
 let shipped = null;  // the trained network, once its weights are there
 const has_free_beta_1 = ({schedule}) => ["log_snr_linear", "best_schedule"].includes(schedule);
@@ -99,15 +89,15 @@ function complaint({data, T, schedule, model, noise, points}) {
 const points_of = ({data, noise, points}) =>
   data === "roll" ? dpm.swiss_roll_points(MOST, noise) : standardize(DATA[data](points), noise);
 
-/** The settings in an address; what is not there, or makes no sense, is the default. */
+/** The settings in an address; what makes no sense there is the default. */
 function parse(text) {
   const given = new URLSearchParams(text), settings = {...DEFAULTS};
   for (const key of CHOICES) {
     if ([...form[key].options].some(option => option.value === given.get(key))) settings[key] = given.get(key);
   }
   for (const key in RANGES) {
-    const value = Number(given.get(key));
-    if (value > 0 && Math.log10(value) >= form[key].min - 1e-9 && Math.log10(value) <= Number(form[key].max) + 1e-9) settings[key] = value;
+    const log = Math.log10(given.get(key)), {min, max} = form[key];
+    if (log > min - 0.001 && log < +max + 0.001) settings[key] = Number(given.get(key));
   }
   settings.T = Math.round(settings.T);
   if (/^[\w-]{4,}$/.test(given.get("points"))) settings.points = given.get("points");
@@ -116,33 +106,13 @@ function parse(text) {
 const unparse = settings => new URLSearchParams(Object.entries(settings).filter(([key, value]) =>
   ["data", "T"].includes(key) || value !== DEFAULTS[key] && (key !== "points" || settings.data === "draw"))).toString();
 
-/** The lines of Python that compute the same. */
+/** The page's lines of Python, with what each choice is in Python. */
 function as_python(settings) {
-  const {data, noise, schedule, model} = settings;
   const rows = () => rows_of(points_of(settings)).map(row => `[${row.map(v => v.toFixed(4)).join(", ")}]`);
-  return complaint(settings) ? "" : `import torch
-
-import dpm
-from dpm import bound, distributions, forward, ideal, reverse, schedules, units
-from dpm.data.synthetic import swiss_roll_points
-
-generator, noise = torch.Generator().manual_seed(0), ${noise}
-points = ${data === "roll" ? `swiss_roll_points(${MOST}, noise)` : `torch.tensor([${rows().join(", ")}], dtype=torch.float64)`}
-
-
-def draw(n):
-    x0 = points[torch.randint(len(points), (n,), generator=generator)]
-    return x0 + noise * torch.randn(n, 2, generator=generator, dtype=torch.float64)
-
-
-best = ideal.IdealMixtureReverse(points, noise**2)
-q = forward.GaussianForward(${SCHEDULES[schedule][1](settings)})
-p = ${MODELS[model][1]}
-x0 = draw(10_000)
-K = ${["diagonal", "full"].includes(model) ? "ideal.ideal_K(p, q, x0, generator)" : "bound.evaluate(p, q, x0, generator).K"}
-print("K", units.mean_and_stderr(units.to_bits(K)), "bits")
-print("-H(X0)", units.mean_and_stderr(units.to_bits(best.log_prob(x0))), "bits")
-samples = reverse.sample(p, q, x0, generator)`;
+  const words = {...settings, points: settings.data === "roll" ? "" : `torch.tensor([${rows().join(", ")}], dtype=torch.float64)`};
+  for (const key of CHOICES) words[key] = form[key].selectedOptions[0].dataset.python || words.points;
+  const fill = text => text.replace(/<(\w+)>/g, (_, key) => key in words ? fill(String(words[key])) : "");
+  return fill($("python-lines").content.textContent.trim());
 }
 
 
@@ -156,7 +126,7 @@ class Experiment {
     const variance = settings.noise ** 2, points = points_of(settings);
     this.generator = new dpm.Generator(0);
     this.ideal = new dpm.IdealMixtureReverse(points, variance);
-    this.p = MODELS[settings.model][0](points, variance);
+    this.p = MODELS[settings.model](points, variance);
     [this.forward, this.reverse] = [[], []];  // x^t of both processes, by t
     this.start = this.prepare();
     this.counting = this.count();
@@ -165,7 +135,7 @@ class Experiment {
   *prepare() {
     const {settings, ideal, generator: g} = this, {schedule, T, beta_1, model} = settings;
     this.beta = schedule === "best_schedule" ? yield* dpm.best_schedule(ideal, T, beta_1, dpm.draw(ideal, 250, g), g, LEVELS)
-      : SCHEDULES[schedule][0](settings);
+      : dpm[schedule](T, beta_1);
     const q = this.q = new dpm.GaussianForward(this.beta), M = ideal.points.length, noise = g.randn(M);
     while (!this.p) yield;  // the network's weights are on their way
     let xt = ideal.points.map((value, i) => value + settings.noise * noise[i]);
@@ -174,13 +144,9 @@ class Experiment {
       this.forward[t] = xt;
       if (t % 50 === 0) yield;
     }
-    for (const [t, x] of dpm.sample_trajectory(this.p, q, model === "network" ? 150 : 300, g)) {
-      this.reverse[t] = x;
-      yield;
-    }
+    for (const [t, x] of dpm.sample_trajectory(this.p, q, model === "network" ? 150 : 300, g)) yield this.reverse[t] = x;
   }
-  /** Equation (14) on fresh draws of x⁰ and of one noise for all t, for ever. Its parts add up:
-      K = −H(X⁰) − (first step) − (steps 2…T) − (stopping at T). */
+  /** (14) on fresh draws of x⁰ and of one noise for all t, for ever: K = truth − first step − other steps − stopping. */
   *count() {
     const {q, p, ideal, generator: g, settings: {T, model}} = this, [at_T, at_1, prior] = q.entropy_constants();
     const trained = model === "network", B = trained ? 2 : Math.max(1, Math.min(16, Math.round(160 / T)));
@@ -231,7 +197,7 @@ class Experiment {
     const [sum, squares] = this.sums[key], mean = sum / this.n;
     return [mean, Math.sqrt(Math.max(0, squares / this.n - mean * mean) / this.n)];
   }
-  /** Bits that each reverse step 2…T restores, I(X^{t−1};X⁰) − I(X^t;X⁰), and what its KL has above that. */
+  /** Bits that each reverse step restores, I(X^{t−1};X⁰) − I(X^t;X⁰), and what its KL has above that. */
   per_step() {
     const {n, q, settings: {T}} = this, steps = {x: [], restored: [], lost: []};
     for (let t = 2; t <= T; t++) {
@@ -325,7 +291,7 @@ function density_image({ideal: {points, variance}, q}, t, n = 72) {
   return canvas;
 }
 
-/** Where the reverse model moves a point of a grid at timestep t: [[from, to], …], the longest arrow as long as a cell. */
+/** Where a reverse step moves the points of a grid: [[from, to], …], the longest as long as a cell. */
 function drift_field({p, q}, t, n = 13) {
   const cell = 2 * REACH / n, place = k => (k + 0.5) * cell - REACH;
   const grid = Float64Array.from({length: 2 * n * n}, (_, i) => place(i & 1 ? Math.floor((i >> 1) / n) : (i >> 1) % n));
@@ -344,7 +310,7 @@ function add(parent, tag, attributes, text = "") {
   return element;
 }
 
-/** Curves {x, y, kind} over [0, 1] × [0, top], with the top, and a word under either end. */
+/** Curves {x, y, kind} over [0, 1], with a word under either end. */
 function chart(svg, curves, first, last, unit) {
   const [left, right, top, bottom] = [46, 392, 22, 118], most = Math.max(...curves.flatMap(({y}) => y), 1e-6);
   const power = 10 ** Math.floor(Math.log10(most)), high = [1, 2, 5, 10].find(step => step * power >= most) * power;
@@ -360,7 +326,7 @@ function chart(svg, curves, first, last, unit) {
   }
 }
 
-/** A bar from −H(X⁰) down to K for each experiment: what is lost where, on one scale. */
+/** A bar for each experiment: what is lost where. */
 function bars(svg, experiments) {
   const keys = ["first", "steps", "stop"], parts = experiments.map(e => keys.map(key => Math.max(0, e.row(key)[0])));
   const most = Math.max(1e-6, ...parts.map(values => values.reduce((a, b) => a + b)));
@@ -376,7 +342,7 @@ function bars(svg, experiments) {
 /* The points: pictures, numbers, drawing */
 
 const left = new Plane("forward"), right = new Plane("reverse"), slider = $("t"), show = key => $(`show-${key}`).checked;
-const caches = {density: new Map(), drift: new Map()};
+const cache = new Map();  // pictures of the timesteps seen last
 let now = null, kept = null, playing = !still, direction = 1, t = 0, rest = 0, cursor = [0, 0], pen = null;
 
 function write_address() {
@@ -392,7 +358,7 @@ function read_address() {
 function change(settings, write = true) {
   if (settings.model === "network" && !shipped) load_network();
   now = new Experiment(settings);
-  for (const cache of Object.values(caches)) cache.clear();
+  cache.clear();
   for (const key of CHOICES) form[key].value = settings[key];
   for (const key in RANGES) {
     form[key].value = Math.log10(settings[key]);
@@ -404,7 +370,7 @@ function change(settings, write = true) {
   left.canvas.classList.toggle("pen", settings.data === "draw");
   $("complaint").textContent = complaint(settings);
   $("numbers").hidden = !now.start;
-  $("python").textContent = as_python(settings);
+  $("python").textContent = now.start ? as_python(settings) : "";
   left.stale = true;
   condition.restart();
   if (write) write_address();
@@ -438,7 +404,7 @@ for (const button of root.querySelectorAll("[data-question]")) {
   };
 }
 
-/** The drawn points, as they are seen: while the pen is down as drawn, then as the data they became. */
+/** The drawn points as they are seen: when the pen is up, as the data that they became. */
 const drawn = () => now.start ? rows_of(now.ideal.points) : from_address(now.settings.points);
 function put(point) {
   const rows = drawn();
@@ -456,14 +422,8 @@ left.canvas.addEventListener("pointermove", event => {
     if (Math.hypot(point[0] - pen[0], point[1] - pen[1]) > 0.05) put(pen = point);
   }
 });
-left.canvas.addEventListener("lostpointercapture", () => {
-  pen = null;
-  change({...now.settings});
-});
-left.on_arrows(step => {
-  cursor = cursor.map((value, i) => within(value + step[i]));
-  left.stale = true;
-});
+left.canvas.onlostpointercapture = () => { pen = null; change({...now.settings}); };
+left.on_arrows(step => { [cursor, left.stale] = [cursor.map((value, i) => within(value + step[i])), true]; });
 left.canvas.addEventListener("keydown", event => {
   if (now.settings.data !== "draw" || !["Enter", " ", "Backspace"].includes(event.key)) return;
   event.preventDefault();
@@ -492,25 +452,25 @@ function between(frames) {
   return a && b ? a.map((value, i) => value + share * (b[i] - value)) : a || b;
 }
 
-/** What a map holds for the timestep in sight, made where it is not there. */
-function cached(cache, make) {
-  const step = Math.round(t);
-  if (cache.size > 60) cache.clear();
-  if (!cache.has(step)) cache.set(step, make(now, step));
-  return cache.get(step);
+/** make(now, t) for the timestep in sight, from the cache where it is there. */
+function cached(make) {
+  const step = Math.round(t), key = make.name + step;
+  if (cache.size > 99) cache.clear();
+  if (!cache.has(key)) cache.set(key, make(now, step));
+  return cache.get(key);
 }
 
 function draw_planes() {
   const {settings: {data, T}, start, q, p, forward, reverse} = now;
   left.clear();
   right.clear();
-  if (start && q && show("density")) left.context.drawImage(cached(caches.density, density_image), 0, 0, left.size, left.size);
+  if (start && q && show("density")) left.context.drawImage(cached(density_image), 0, 0, left.size, left.size);
   const xt = start ? between(forward) : drawn().flat();
   if (xt) left.dots(xt, ALONG);
   if (data === "draw" && left.canvas.matches(":focus-visible")) left.cross(cursor);
   if (!start || !q || !p) return;
   if (show("drift")) {
-    const muted = colour("muted"), arrows = cached(caches.drift, drift_field);
+    const muted = colour("muted"), arrows = cached(drift_field);
     for (const arrow of arrows) right.path(arrow, muted, 1.2);
     right.dots(arrows.flatMap(([from]) => from), [muted], 1.3);
   }
@@ -597,7 +557,7 @@ const condition = (() => {
     }
   }
   /** The share of samples that would have to move to another part of the data. */
-  function total_variation(counts) {
+  function misplaced(counts) {
     const sum = counts.reduce((a, b) => a + b);
     return `<b>${Math.round(50 * counts.reduce((total, count, k) => total + Math.abs(count / sum - tally.wanted[k]), 0))} %</b>`;
   }
@@ -611,9 +571,9 @@ const condition = (() => {
       if (what === "both") plane.cross(y);
       else plane.path(what === "first" ? [[y[0], -REACH], [y[0], REACH]] : [[-REACH, y[1]], [REACH, y[1]]], colour("ink"), 1.5);
     }
-    $("verdict").innerHTML = tally.n ? `Of ${tally.n} samples of the product, ${total_variation(tally.product)} lie in the wrong part of the data; of as many`
-      + ` exact samples, ${total_variation(tally.exact)}, by chance. With the weights of (21) over (22), ${total_variation(tally.weighted)}: weighted, they`
-      + ` are worth ${Math.max(1, Math.round(tally.weighted.reduce((a, b) => a + b) ** 2 / tally.squares))} samples.` : "";
+    const {n, product: counts, exact: chance, weighted, squares} = tally, worth = Math.round(weighted.reduce((a, b) => a + b) ** 2 / squares);
+    $("verdict").innerHTML = n ? `Of ${n} samples of the product, ${misplaced(counts)} lie in the wrong part of the data; of as many exact samples,`
+      + ` ${misplaced(chance)}, by chance. With the weights of (21) over (22), ${misplaced(weighted)}: weighted, they are worth ${worth} samples.` : "";
   }
   /** The twentieth of the data, in the order of the pen, that is nearest to each sample. */
   const part_of = ({points}, x) => rows_of(x).map(([u, v]) => {
@@ -624,10 +584,7 @@ const condition = (() => {
     }
     return Math.floor(PARTS * nearest / points.length);
   });
-  const move = point => {
-    y = point;
-    restart();
-  };
+  const move = point => { y = point; restart(); };
   for (const plane of [product, exact]) {
     plane.canvas.onclick = event => move(plane.from(event));
     plane.on_arrows(step => move(y.map((value, i) => within(value + step[i]))));
@@ -711,9 +668,9 @@ const seen = new Set(), watch = new IntersectionObserver(entries => entries.forE
   seen[isIntersecting ? "add" : "delete"](target.dataset.lab)));
 for (const name of ["points", "condition", "bits"]) watch.observe($(name));
 
-let before = performance.now(), spoke = 0, pace = 1 / 60;
+let before = 0, spoke = 0, pace = 1 / 60;
 function frame(time) {
-  const seconds = Math.min(0.1, Math.max(1e-3, (time - before) / 1000));
+  const seconds = Math.min(0.1, (time - before) / 1000);
   before = time;
   pace += 0.05 * (seconds - pace);
   if (seen.has("points")) {
@@ -738,7 +695,7 @@ function frame(time) {
   requestAnimationFrame(frame);
 }
 new MutationObserver(() => {
-  caches.density.clear();
+  cache.clear();
   left.stale = condition.planes[0].stale = true;
 }).observe(document.documentElement, {attributes: true, attributeFilter: ["data-theme"]});
 read_address();
