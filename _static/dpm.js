@@ -5,6 +5,8 @@ const dpm = (() => {
 
 const LOG_2PI = Math.log(2 * Math.PI);
 const sigmoid = x => 1 / (1 + Math.exp(-x));
+const list = (n, value) => Array.from({length: n}, (_, k) => value(k));
+const floats = (n, value) => Float64Array.from({length: n}, (_, k) => value(k));
 const to_bits = nats => nats / Math.LN2;
 const at = (variance, i) => typeof variance === "number" ? variance : variance[i];  // a number broadcasts
 
@@ -23,7 +25,7 @@ class Generator {
     return sum >>> 0;
   }
   rand(n) {
-    return Float64Array.from({length: n}, () => (this.next() + 0.5) / 4294967296);
+    return floats(n, () => (this.next() + 0.5) / 4294967296);
   }
   randn(n) {
     const values = new Float64Array(n);
@@ -41,31 +43,30 @@ class Generator {
 
 /** β_t = 1/(T−t+1), so that ᾱ_t = 1 − t/T. */
 function linear_alpha_bar(T) {
-  return Float64Array.from({length: T + 1}, (_, t) => t && 1 / (T - t + 1));
+  return floats(T + 1, t => t && 1 / (T - t + 1));
 }
 
 /** log ᾱ_t/(1−ᾱ_t) falls linearly in t, from that of β_1 to that of the last noise variance. */
 function log_snr_linear(T, beta_1, last = 0.995) {
   const logit = p => Math.log(p / (1 - p)), step = (logit(last) - logit(beta_1)) / (T - 1);
-  return beta_from_alpha_bar(Float64Array.from({length: T}, (_, k) => sigmoid(-logit(beta_1) - k * step)));
+  return beta_from_alpha_bar(floats(T, k => sigmoid(-logit(beta_1) - k * step)));
 }
 
 /** Ho et al. 2020: β_t rises linearly from 0.1/T to 20/T. */
 function linear_beta(T) {
-  return Float64Array.from({length: T + 1}, (_, t) => t && (0.1 + 19.9 * (t - 1) / (T - 1)) / T);
+  return floats(T + 1, t => t && (0.1 + 19.9 * (t - 1) / (T - 1)) / T);
 }
 
 /** Nichol and Dhariwal 2021: ᾱ_t falls as cos² of an angle linear in t. */
 function cosine_alpha_bar(T) {
   const squared = t => t < T ? Math.cos((t / T + 0.008) / 1.008 * Math.PI / 2) ** 2 : 0;
-  return beta_from_alpha_bar(Float64Array.from({length: T}, (_, k) => squared(k + 1) / squared(0)));
+  return beta_from_alpha_bar(floats(T, k => squared(k + 1) / squared(0)));
 }
 
 /** β_t = 1 − ᾱ_t/ᾱ_{t−1}: [T] → [T+1]. */
 function beta_from_alpha_bar(alpha_bar) {
   const previous = t => t > 1 ? alpha_bar[t - 2] : 1;
-  return Float64Array.from({length: alpha_bar.length + 1},
-    (_, t) => t && (previous(t) - alpha_bar[t - 1]) / previous(t));
+  return floats(alpha_bar.length + 1, t => t && (previous(t) - alpha_bar[t - 1]) / previous(t));
 }
 
 /** log ᾱ_t = Σ_{s≤t} log(1−β_s), [T+1]. */
@@ -77,7 +78,7 @@ function log_alpha_bar(beta) {
 /** The cheapest paths of n_steps steps from node 0 to every node; loss[j][k] is the cost from j to a later k. */
 function shortest_paths(loss, n_steps) {
   const G = loss.length;
-  let cost = new Float64Array(G).fill(Infinity), path = Array.from({length: G}, (_, k) => [k]);
+  let cost = new Float64Array(G).fill(Infinity), path = list(G, k => [k]);
   cost[0] = 0;
   for (let step = 0; step < n_steps; step++) {
     const best = new Float64Array(G).fill(Infinity), previous = new Int32Array(G);
@@ -112,7 +113,7 @@ class Normal {
   }
   /** −E log other(x) over x from this distribution, nats, [B]. */
   cross_entropy(other) {
-    return Float64Array.from({length: this.mean.length / 2}, (_, b) => {
+    return floats(this.mean.length / 2, b => {
       const [v, w, c] = this.covariance_of(b), [V, W, C] = other.covariance_of(b), det = V * W - C * C;
       const [dx, dy] = [0, 1].map(i => this.mean[2 * b + i] - other.mean[2 * b + i]);
       return LOG_2PI + 0.5 * (Math.log(det) + (W * (v + dx * dx) - 2 * C * (c + dx * dy) + V * (w + dy * dy)) / det);
@@ -126,7 +127,7 @@ class Normal {
 
 /** Sum over both coordinates: [B, 2] → [B]. */
 function sum_except_batch(values) {
-  return Float64Array.from({length: values.length / 2}, (_, b) => values[2 * b] + values[2 * b + 1]);
+  return floats(values.length / 2, b => values[2 * b] + values[2 * b + 1]);
 }
 
 
@@ -154,9 +155,6 @@ class GaussianForward extends ForwardProcess {
       xt: table((beta_t, t) => Math.sqrt(1 - beta_t) * noise[t - 1] / noise[t]),
       variance: table((beta_t, t) => beta_t * noise[t - 1] / noise[t]),
     };
-  }
-  prior(x) {
-    return new Normal(new Float64Array(x.length), 1);
   }
   transition(x, t) {
     const kept = Math.sqrt(1 - this.beta[t]);
@@ -340,10 +338,10 @@ function ideal_K(p, q, x0, generator) {
 /** The β whose K* is the highest, by a shortest path. It yields after each noise level, so that a page stays alive. */
 function* best_schedule(p, T, beta_1, x0, generator, n_levels = 300) {
   const first = Math.log(1 / beta_1 - 1), B = x0.length / 2;
-  const log_snr = Float64Array.from({length: n_levels}, (_, k) => first + (-7 - first) * k / (n_levels - 1));
+  const log_snr = floats(n_levels, k => first + (-7 - first) * k / (n_levels - 1));
   const alpha_bar = log_snr.map(sigmoid), snr = log_snr.map(Math.exp), q = new GaussianForward(beta_from_alpha_bar(alpha_bar));
   const frozen = generator.randn(x0.length);  // the same for all levels, or the path would seek out lucky draws
-  const loss = Array.from({length: n_levels}, () => new Float64Array(n_levels).fill(Infinity));
+  const loss = list(n_levels, () => new Float64Array(n_levels).fill(Infinity));
   for (let k = 1; k < n_levels; k++) {
     const {variance} = p.predict_x0(q, q.marginal(x0, k + 1).reparameterize(frozen), k + 1);
     for (let j = 0; j < k; j++) {
@@ -480,7 +478,7 @@ const r_schedules = {
 
 /** Sampling by the perturbed kernels (22): yields [t, x^t, log weight [n]] from t = T down to 0. */
 function* posterior_trajectory(p, q, r, n, generator, r_schedule = r_schedules.constant) {
-  let law = q.prior(new Float64Array(2 * n)), previous_log_r = new Float64Array(n);
+  let law = new Normal(new Float64Array(2 * n), 1), previous_log_r = new Float64Array(n);
   const log_weight = new Float64Array(n);
   for (let t = q.T; t >= 0; t--) {
     const r_t = r_schedule(r, q, t), x = r_t.multiply(law).reparameterize(generator.randn(2 * n));
@@ -507,7 +505,7 @@ function swiss_roll_points(n, noise = 0.02) {
   const [a, b] = [1.5 * Math.PI, 4.5 * Math.PI], {sin, cos} = Math;
   const mean = [(b * sin(b) + cos(b) - a * sin(a) - cos(a)) / (b - a), (sin(b) - b * cos(b) - sin(a) + a * cos(a)) / (b - a)];
   const scale = Math.sqrt(((b ** 3 - a ** 3) / 3 / (b - a) - mean[0] ** 2 - mean[1] ** 2) / 2);
-  return Float64Array.from({length: 2 * n}, (_, i) => {
+  return floats(2 * n, i => {
     const theta = a * (1 + 2 * ((i >> 1) + 0.5) / n);
     return Math.sqrt(1 - noise * noise) * (theta * (i & 1 ? sin(theta) : cos(theta)) - mean[i & 1]) / scale;
   });
@@ -515,7 +513,7 @@ function swiss_roll_points(n, noise = 0.02) {
 
 /** All heartbeats: [period][length]. */
 function heartbeat_sequences(length = 20, period = 5) {
-  return Array.from({length: period}, (_, phase) => Array.from({length}, (_, i) => +(i % period === phase)));
+  return list(period, phase => Array.from({length}, (_, i) => +(i % period === phase)));
 }
 
 /** P(x⁰_i = 1 | x^t) of each bit of one sequence, which holds indices of states, for x⁰ uniform over points [M][L]. */
@@ -529,13 +527,13 @@ function predict_bits(points, q, xt, t) {
 /** All lists of k counts that add up to n. */
 function compositions(n, k) {
   if (k === 1) return [[n]];
-  return Array.from({length: n + 1}, (_, first) => compositions(n - first, k - 1).map(rest => [first, ...rest])).flat();
+  return list(n + 1, first => compositions(n - first, k - 1).map(rest => [first, ...rest])).flat();
 }
 
 /** All ascending lists of `size` of the numbers first…n−1. */
 function multisets(n, size, first = 0) {
   if (size === 0) return [[]];
-  return Array.from({length: n - first}, (_, k) => multisets(n, size - 1, first + k).map(rest => [first + k, ...rest])).flat();
+  return list(n - first, k => multisets(n, size - 1, first + k).map(rest => [first + k, ...rest])).flat();
 }
 
 /** The states of a heartbeat's x^t, up to the order of phases and of the bits of a phase: how many bits of each phase
@@ -582,10 +580,9 @@ function* enumerate_ideal_K(q, period, size) {
 }
 
 return {
-  to_bits, Generator, linear_alpha_bar, log_snr_linear, linear_beta, cosine_alpha_bar, beta_from_alpha_bar, log_alpha_bar,
-  shortest_paths, Normal, GaussianForward, BernoulliForward, AbsorbingForward, entropy, IdealMixtureReverse,
-  IdealFullCovarianceReverse, IdealMeanReverse, mean_step_kl, ideal_K, best_schedule, draw, reverse_step, sample_trajectory, VPrediction,
-  FourierMLP, from_float16, GaussianLikelihood, r_schedules, posterior_trajectory, exact_posterior,
-  swiss_roll_points, heartbeat_sequences, predict_bits, enumerate_ideal_K,
+  list, to_bits, Generator, linear_alpha_bar, log_snr_linear, linear_beta, cosine_alpha_bar, GaussianForward, BernoulliForward,
+  AbsorbingForward, IdealMixtureReverse, IdealFullCovarianceReverse, IdealMeanReverse, mean_step_kl, ideal_K, best_schedule, draw,
+  reverse_step, sample_trajectory, VPrediction, FourierMLP, from_float16, GaussianLikelihood, r_schedules, posterior_trajectory,
+  exact_posterior, swiss_roll_points, heartbeat_sequences, predict_bits, enumerate_ideal_K,
 };
 })();

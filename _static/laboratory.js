@@ -1,22 +1,22 @@
 /* The laboratory: its page asks, draws and explains. What is computed is in dpm.js. */
 document.addEventListener("DOMContentLoaded", () => {
 "use strict";
-const root = document.getElementById("laboratory").closest("section");
+const {list} = dpm, root = document.getElementById("laboratory").closest("section");
 const $ = name => root.querySelector(`[data-lab="${name}"]`);
 const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-const REACH = 3;       // the pictures show [−3, 3]², in standard deviations of the data
+const REACH = 3;       // pictures show [−3, 3]²
 const MOST = 400;      // points of a data set
-const LEVELS = 300;    // noise levels among which the best schedule is sought
-const PRECISE = 1e-3;  // bits: at this standard error the counting rests
+const LEVELS = 300;    // noise levels that a best schedule may pass
+const PRECISE = 1e-3;  // bits: the standard error at which counting rests
 const number = x => (x < 0 ? "−" : "") + Math.abs(x).toFixed(3);
 const short = x => String(Number(x.toPrecision(2)));
-const rows_of = x => Array.from({length: x.length / 2}, (_, b) => [x[2 * b], x[2 * b + 1]]);
+const rows_of = x => list(x.length / 2, b => [x[2 * b], x[2 * b + 1]]);
 const within = (x, reach = REACH) => Math.max(-reach, Math.min(reach, x));
 
 
 /* Data sets: points in the order in which a pen would draw them */
 
-const evenly = (from, to, n) => Array.from({length: n}, (_, k) => from + (to - from) * (k + 0.5) / n);
+const evenly = (from, to, n) => list(n, k => from + (to - from) * (k + 0.5) / n);
 const line = (x, from, to, n) => evenly(from, to, n).map(y => [x, y]);
 const arc = (x, y, radius, from, to, n) => evenly(from * Math.PI, to * Math.PI, n)
   .map(angle => [x + radius * Math.cos(angle), y + radius * Math.sin(angle)]);
@@ -27,11 +27,11 @@ const DATA = {
     ...line(2.3, 0.2, -0.6, 20)],
   moons: () => [...arc(-0.5, -0.25, 1, 1, 0, 200), ...arc(0.5, 0.25, 1, 1, 2, 200)],
   ring: () => arc(0, 0, 1, 0, 2, MOST),
-  grid: () => Array.from({length: 25}, (_, k) => [k % 5, Math.floor(k / 5)]),
+  grid: () => list(25, k => [k % 5, Math.floor(k / 5)]),
   draw: points => from_address(points),
 };
 
-/** Points shifted and scaled, so that with noise of this standard deviation the data have mean 0 and mean square 1. */
+/** Points shifted and scaled, so that with their noise the data have mean 0 and mean square 1. */
 function standardize(rows, noise) {
   const n = rows.length, mean = [0, 1].map(i => rows.reduce((sum, row) => sum + row[i], 0) / n);
   const centred = rows.flatMap(([x, y]) => [x - mean[0], y - mean[1]]);
@@ -49,7 +49,7 @@ function to_address(rows) {
 }
 function from_address(text) {
   const bytes = Uint8Array.from(atob(text.replace(/-/g, "+").replace(/_/g, "/")), letter => letter.charCodeAt(0));
-  return Array.from({length: Math.min(MOST, Math.floor(bytes.length / 3))}, (_, k) => {
+  return list(Math.min(MOST, Math.floor(bytes.length / 3)), k => {
     const [a, b, c] = bytes.slice(3 * k, 3 * k + 3);
     return [a << 4 | b >> 4, (b & 15) << 8 | c].map(value => (value / 2047.5 - 1) * REACH);
   });
@@ -71,19 +71,15 @@ const MODELS = {
   network: () => shipped,
 };
 let shipped = null;  // the trained network, once its weights are there
-const has_free_beta_1 = ({schedule}) => ["log_snr_linear", "best_schedule"].includes(schedule);
-const label_of = s => `${NAMES[s.data]}, noise ${short(s.noise)}; T = ${s.T}, ${NAMES[s.schedule]}`
-  + `${has_free_beta_1(s) ? `, β₁ = ${short(s.beta_1)}` : ""}; ${NAMES[s.model]}`;
+const label_of = ({data, noise, T, schedule, model}) => `${NAMES[data]}, noise ${short(noise)}; T = ${T}, ${NAMES[schedule]}; ${NAMES[model]}`;
 
 /** What is wrong with the settings, in words; empty if nothing is. */
 function complaint({data, T, schedule, model, noise, points}) {
   if (schedule === "linear_beta" && T < 20) return "With T below 20 the last rate of 2020, 20/T, would exceed 1.";
-  if (schedule === "best_schedule" && T > LEVELS) return `The best schedule passes ${LEVELS} noise levels: choose T of ${LEVELS} or fewer.`;
+  if (schedule === "best_schedule" && T > LEVELS) return `The best schedule is sought for ${LEVELS} steps or fewer.`;
   if (model === "network" && (data !== "roll" || noise !== 0.02)) return "The trained network knows the swiss roll with noise 0.02 only.";
-  if (data === "draw" && new Set(from_address(points).map(String)).size < 2) {
-    return "Draw two points or more in the left picture: drag, or use the arrow keys and Enter.";
-  }
-  return "";
+  const few = data === "draw" && new Set(from_address(points).map(String)).size < 2;
+  return few ? "Draw two points or more in the left picture: drag, or use the arrow keys and Enter." : "";
 }
 
 const points_of = ({data, noise, points}) =>
@@ -116,7 +112,7 @@ function as_python(settings) {
 }
 
 
-/* One experiment: trajectories, and the bound counted on more and more draws */
+/* One experiment: trajectories, and the bound on more and more draws */
 
 class Experiment {
   constructor(settings) {
@@ -144,38 +140,38 @@ class Experiment {
       this.forward[t] = xt;
       if (t % 50 === 0) yield;
     }
-    for (const [t, x] of dpm.sample_trajectory(this.p, q, model === "network" ? 150 : 300, g)) yield this.reverse[t] = x;
+    for (const [t, x] of dpm.sample_trajectory(this.p, q, model === "network" || T > 200 ? 100 : 300, g)) yield this.reverse[t] = x;
   }
-  /** (14) on fresh draws of x⁰ and of one noise for all t, for ever: K = truth − first step − other steps − stopping. */
+  /** (14) on fresh draws, each with one noise for all t: K = truth − first − steps − stop. Of many steps a draw sees some,
+      and a batch all. */
   *count() {
     const {q, p, ideal, generator: g, settings: {T, model}} = this, [at_T, at_1, prior] = q.entropy_constants();
-    const trained = model === "network", B = trained ? 2 : Math.max(1, Math.min(16, Math.round(160 / T)));
-    [this.kl, this.log_density, this.sums] = [new Float64Array(T + 1), new Float64Array(T + 1), {}];
-    this.ceiling = -at_1;
+    const stride = Math.ceil(T / 100), B = this.batch = stride * Math.ceil(4 / stride), trained = model === "network";
+    [this.kl, this.gain, this.counts, this.sums, this.ceiling] = [...list(3, () => new Float64Array(T + 1)), {}, -at_1];
     for (;;) {
-      const x0 = dpm.draw(ideal, B, g), noise = g.randn(2 * B), densities = [ideal.log_prob(x0)], kls = [], best_kls = [];
-      for (let t = 1; t <= T; t++) {
-        const xt = q.marginal(x0, t).reparameterize(noise), moments = ideal.predict_x0(q, xt, t);
-        densities[t] = moments.log_density;
-        if (t % (trained ? 10 : 100) === 0) yield;
-        if (t === 1) continue;
-        [kls[t], best_kls[t]] = [p, ideal].map(model =>
-          dpm.mean_step_kl(q, xt, t, moments, model.law(q, xt, t, trained && model === p ? p.predict_x0(q, xt, t) : moments)));
-      }
+      let truth = 0, after_1 = 0, after_T = 0, K = at_T - at_1 - prior, best = K;
       for (let b = 0; b < B; b++) {
-        let K = at_T - at_1 - prior, best = K;
-        for (let t = 0; t <= T; t++) {
-          this.log_density[t] += densities[t][b];
-          if (t < 2) continue;
-          this.kl[t] += kls[t][b];
-          K -= kls[t][b];
-          best -= best_kls[t][b];
+        const x0 = dpm.draw(ideal, 1, g), noise = g.randn(2), at = t => {
+          const xt = q.marginal(x0, t).reparameterize(noise);
+          return [xt, ideal.predict_x0(q, xt, t)];
+        };
+        const log_q = t => at(t)[1].log_density[0];
+        [truth, after_1, after_T] = [truth + ideal.log_prob(x0)[0] / B, after_1 + log_q(1) / B, after_T + log_q(T) / B];
+        for (let t = 2 + b % stride, before = 0, previous = 0; t <= T; t += stride) {
+          if (previous !== t - 1) before = log_q(t - 1);
+          const [xt, moments] = at(t), [kl, best_kl] = [p, ideal].map(model => dpm.mean_step_kl(q, xt, t, moments,
+            model.law(q, xt, t, trained && model === p ? p.predict_x0(q, xt, t) : moments))[0]);
+          this.kl[t] += kl;
+          this.gain[t] += moments.log_density[0] - before + Math.log(q.noise_variance[t] / q.noise_variance[t - 1]);
+          this.counts[t] += 1;
+          K -= kl * stride / B;
+          best -= best_kl * stride / B;
+          [before, previous] = [moments.log_density[0], t];
         }
-        const [truth, after_1, after_T] = [0, 1, T].map(t => densities[t][b]);
-        this.add({truth, first: truth - after_1, steps: after_1 - after_T - prior - K, stop: after_T + prior, K, gap: best - K, after_1});
+        yield;
       }
-      this.n += B;
-      yield;
+      this.add({truth, first: truth - after_1, steps: after_1 - after_T - prior - K, stop: after_T + prior, K, gap: best - K, after_1});
+      this.n += 1;
     }
   }
   add(nats) {
@@ -188,7 +184,7 @@ class Experiment {
   work() {
     if (!this.start) return false;
     if (!this.ready) this.ready = this.start.next().done;
-    const wanted = this.q && this.p && (this.n < 1000 || this.row("K")[1] > PRECISE);
+    const wanted = this.q && this.p && (this.n < 250 || this.row("K")[1] > PRECISE);
     if (wanted) this.counting.next();
     return wanted || !this.ready;
   }
@@ -199,14 +195,9 @@ class Experiment {
   }
   /** Bits that each reverse step restores, I(X^{t−1};X⁰) − I(X^t;X⁰), and what its KL has above that. */
   per_step() {
-    const {n, q, settings: {T}} = this, steps = {x: [], restored: [], lost: []};
-    for (let t = 2; t <= T; t++) {
-      const change = (this.log_density[t] - this.log_density[t - 1]) / n, gain = change + Math.log(q.noise_variance[t] / q.noise_variance[t - 1]);
-      steps.x.push(t / T);
-      steps.restored.push(dpm.to_bits(gain));
-      steps.lost.push(dpm.to_bits(this.kl[t] / n - gain));
-    }
-    return steps;
+    const seen = list(this.settings.T + 1, t => t).filter(t => this.counts[t]), mean = (sums, t) => dpm.to_bits(sums[t] / this.counts[t]);
+    const restored = seen.map(t => mean(this.gain, t)), lost = seen.map((t, k) => mean(this.kl, t) - restored[k]);
+    return {x: seen.map(t => t / this.settings.T), restored, lost};
   }
 }
 
@@ -214,7 +205,7 @@ class Experiment {
 /* Pictures of the plane */
 
 const colour = name => getComputedStyle($("points")).getPropertyValue(`--lab-${name}`).trim();
-const ALONG = Array.from({length: 12}, (_, k) => `hsl(${215 + 14 * k}, 65%, 52%)`);  // from the first point to the last
+const ALONG = list(12, k => `hsl(${215 + 14 * k}, 65%, 52%)`);  // from the first point to the last
 
 class Plane {
   constructor(name) {
@@ -239,7 +230,7 @@ class Plane {
     const {left, top, width} = this.canvas.getBoundingClientRect();
     return [2 * (event.clientX - left) / width - 1, 1 - 2 * (event.clientY - top) / width].map(u => within(u * REACH));
   }
-  /** Dots at x [n, 2], of one colour, or of several from the first to the last. */
+  /** Dots at x [n, 2], coloured from the first to the last. */
   dots(x, colours, radius = 1.7) {
     const {context} = this, n = x.length / 2;
     colours.forEach((colour, k) => {
@@ -262,13 +253,12 @@ class Plane {
   cross([x, y]) {
     for (const [u, v] of [[0.14, 0], [0, 0.14]]) this.path([[x - u, y - v], [x + u, y + v]], colour("ink"), 2);
   }
-  /** What the arrow keys ask for; with Shift, five times as far. */
   on_arrows(move) {
     this.canvas.addEventListener("keydown", event => {
       const way = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1]}[event.key];
       if (!way) return;
       event.preventDefault();
-      move(way.map(u => u * (event.shiftKey ? 0.5 : 0.1)));
+      move(way.map(u => u / 10));
     });
   }
 }
@@ -301,7 +291,7 @@ function drift_field({p, q}, t, n = 13) {
 }
 
 
-/* Charts: small, in SVG, so that the page's own colours and letters serve */
+/* Charts, in SVG */
 
 function add(parent, tag, attributes, text = "") {
   const element = parent.appendChild(document.createElementNS("http://www.w3.org/2000/svg", tag));
@@ -313,7 +303,7 @@ function add(parent, tag, attributes, text = "") {
 /** Curves {x, y, kind} over [0, 1], with a word under either end. */
 function chart(svg, curves, first, last, unit) {
   const [left, right, top, bottom] = [46, 392, 22, 118], most = Math.max(...curves.flatMap(({y}) => y), 1e-6);
-  const power = 10 ** Math.floor(Math.log10(most)), high = [1, 2, 5, 10].find(step => step * power >= most) * power;
+  const power = 10 ** Math.floor(Math.log10(most)), high = [1, 2, 5, 10].map(step => step * power).find(step => step >= most);
   const place = (u, v) => [left + u * (right - left), bottom - Math.max(0, v) / high * (bottom - top)].map(z => z.toFixed(1));
   svg.setAttribute("viewBox", "0 0 400 140");
   svg.replaceChildren();
@@ -326,7 +316,7 @@ function chart(svg, curves, first, last, unit) {
   }
 }
 
-/** A bar for each experiment: what is lost where. */
+/** A bar for each experiment: what it loses where. */
 function bars(svg, experiments) {
   const keys = ["first", "steps", "stop"], parts = experiments.map(e => keys.map(key => Math.max(0, e.row(key)[0])));
   const most = Math.max(1e-6, ...parts.map(values => values.reduce((a, b) => a + b)));
@@ -364,7 +354,7 @@ function change(settings, write = true) {
     form[key].value = Math.log10(settings[key]);
     form[key].nextElementSibling.value = key === "T" ? settings.T : short(settings[key]);
   }
-  form.beta_1.disabled = !has_free_beta_1(settings);
+  form.beta_1.disabled = !["log_snr_linear", "best_schedule"].includes(settings.schedule);
   slider.max = settings.T;
   t = now.start ? playing ? Math.min(t, settings.T) : Math.round(settings.T / 4) : 0;
   left.canvas.classList.toggle("pen", settings.data === "draw");
@@ -446,7 +436,7 @@ function advance(seconds) {
   if (t <= 0) [t, direction, rest] = [0, 1, 2];
 }
 
-/** x^t between two timesteps lies on the straight line between them. */
+/** Between two timesteps, the straight line. */
 function between(frames) {
   const below = Math.floor(t), share = t - below, a = frames[below], b = frames[below + 1];
   return a && b ? a.map((value, i) => value + share * (b[i] - value)) : a || b;
@@ -484,8 +474,9 @@ function draw_planes() {
 }
 
 function numbers() {
-  if (!now.n) return;
-  const shown = [now, kept].filter(e => e && e.n), fill = (name, text) =>
+  root.classList.toggle("waiting", now.n < 3);
+  if (now.n < 3) return;
+  const shown = [now, kept].filter(e => e && e.n > 2), fill = (name, text) =>
     $(`row-${name}`).querySelectorAll("td").forEach((cell, k) => { cell.textContent = shown[k] ? text(shown[k]) : ""; });
   for (const key in now.sums) {
     fill(key, e => {
@@ -507,15 +498,14 @@ function numbers() {
   }
 }
 
-/** The text alternative: what is to be seen, in words. */
+/** What is to be seen, in words. */
 function describe() {
-  const {settings: {data, T}, start, q} = now, n = start ? now.ideal.points.length / 2 : drawn().length, step = `t = ${Math.round(t)} of ${T}`;
-  left.canvas.ariaLabel = `Forward process at ${step}: ${n} points, ${NAMES[data]}; ${q ? Math.round(100 * q.alpha_bar[Math.round(t)]) : 100} % of`
-    + ` the signal is left.${data === "draw" ? " Draw here: arrow keys move the pen, Enter puts a point, Backspace takes the last away." : ""}`;
-  right.canvas.ariaLabel = `Samples of the reverse model at ${step}: round noise at T, the shape of the data at 0.`;
+  const {settings: {data, T}, start, q} = now, step = Math.round(t), share = q ? q.alpha_bar[step] : 1, when = `at t = ${step} of ${T}`;
+  left.canvas.ariaLabel = `Forward process ${when}: ${drawn().length} points, ${NAMES[data]}; ${Math.round(100 * share)} % of the signal is left.`;
+  right.canvas.ariaLabel = `Samples of the reverse model ${when}: round noise at T, the shape of the data at 0.`;
   $("play").textContent = playing ? "❚❚" : "▶";
   $("play").ariaLabel = playing ? "pause" : "play";
-  $("doing").textContent = start && !q ? "Seeking the best schedule: a shortest path through noise levels…" : "";
+  $("doing").textContent = start && !q ? "Seeking the best schedule, a shortest path…" : "";
 }
 
 
@@ -532,7 +522,7 @@ const condition = (() => {
     job = now.start ? run(now) : null;
     draw();
   }
-  /** Samples by the perturbed kernels, with their weights, and as many exact ones. */
+  /** Samples of the product, weighted, and exact ones. */
   function* run(e) {
     while (!e.q || !e.p) yield;
     const what = controls.what.value, variance = ["second", "first"].map(other => what === other ? Infinity : 10 ** (2 * controls.s.value));
@@ -556,7 +546,7 @@ const condition = (() => {
       yield;
     }
   }
-  /** The share of samples that would have to move to another part of the data. */
+  /** The total variation: the share of samples that would have to move to another part of the data. */
   function misplaced(counts) {
     const sum = counts.reduce((a, b) => a + b);
     return `<b>${Math.round(50 * counts.reduce((total, count, k) => total + Math.abs(count / sum - tally.wanted[k]), 0))} %</b>`;
@@ -575,7 +565,7 @@ const condition = (() => {
     $("verdict").innerHTML = n ? `Of ${n} samples of the product, ${misplaced(counts)} lie in the wrong part of the data; of as many exact samples,`
       + ` ${misplaced(chance)}, by chance. With the weights of (21) over (22), ${misplaced(weighted)}: weighted, they are worth ${worth} samples.` : "";
   }
-  /** The twentieth of the data, in the order of the pen, that is nearest to each sample. */
+  /** The part of the data, in the order of the pen, that is nearest to each sample. */
   const part_of = ({points}, x) => rows_of(x).map(([u, v]) => {
     let nearest = 0, least = Infinity;
     for (let m = 0; m < points.length; m += 2) {
@@ -603,7 +593,7 @@ const bits = (() => {
     flipping: T => new dpm.BernoulliForward(dpm.linear_alpha_bar(T), 1 / PERIOD),
     masking: T => new dpm.AbsorbingForward(dpm.linear_alpha_bar(T)),
   };
-  const K = {flipping: {}, masking: {}}, cells = Array.from({length: 12 * PERIOD * SIZE}, (_, k) =>
+  const K = {flipping: {}, masking: {}}, cells = list(12 * PERIOD * SIZE, k =>
     add($("beats"), "rect", {x: 20 * (k % 20) + 1, y: 20 * Math.floor(k / 20) + 1, width: 18, height: 18, rx: 3, class: "zero"}));
   let q, states, job, running, t;
 
@@ -618,7 +608,7 @@ const bits = (() => {
       const [u] = g.rand(1), k = probs.findIndex((sum => prob => (sum += prob) > u)(0));
       return k < 0 ? probs.length - 1 : k;
     };
-    states[q.T] = Array.from({length: N}, () => points[0].map(() => pick(q.prior)));
+    states[q.T] = list(N, () => points[0].map(() => pick(q.prior)));
     for (let t = q.T; t > 0; t--) {
       states[t - 1] = states[t].map(row => {
         const mean = dpm.predict_bits(points, q, row, t);
@@ -683,14 +673,14 @@ function frame(time) {
   if (condition.planes.some(plane => plane.stale)) condition.draw();
   for (const plane of condition.planes) plane.stale = false;
   if (seen.has("bits")) bits.advance(seconds);
-  const until = performance.now() + 8;
+  const until = performance.now() + 9;
   let jobs = [[now, "points"], [kept, "points"], [condition, "condition"], [bits, "bits"]].filter(([job, place]) => job && seen.has(place));
   while (jobs.length && performance.now() < until) jobs = jobs.filter(([job]) => performance.now() > until || job.work());
   if (time - spoke > (still ? 1000 : 300)) {
     spoke = time;
     numbers();
     describe();
-    $("pace").textContent = `${now.n} draws; ${Math.round(1 / pace)} pictures a second`;
+    $("pace").textContent = `${now.n * now.batch} draws; ${Math.round(1 / pace)} pictures a second`;
   }
   requestAnimationFrame(frame);
 }
