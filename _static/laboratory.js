@@ -102,7 +102,7 @@ function parse(text) {
 const unparse = settings => new URLSearchParams(Object.entries(settings).filter(([key, value]) =>
   ["data", "T"].includes(key) || value !== DEFAULTS[key] && (key !== "points" || settings.data === "draw"))).toString();
 
-/** The page's lines of Python, with what each choice is in Python. */
+/** The page's lines of Python, filled in. */
 function as_python(settings) {
   const rows = () => rows_of(points_of(settings)).map(row => `[${row.map(v => v.toFixed(4)).join(", ")}]`);
   const words = {...settings, points: settings.data === "roll" ? "" : `torch.tensor([${rows().join(", ")}], dtype=torch.float64)`};
@@ -180,7 +180,7 @@ class Experiment {
       this.sums[key] = [sum + bits, squares + bits * bits];
     }
   }
-  /** A slice of work, on both; false where none is left. */
+  /** A slice of work; false where none is left. */
   work() {
     if (!this.start) return false;
     if (!this.ready) this.ready = this.start.next().done;
@@ -263,7 +263,7 @@ class Plane {
   }
 }
 
-/** The density of x^t as a picture of n × n cells. */
+/** The density of x^t, n × n cells. */
 function density_image({ideal: {points, variance}, q}, t, n = 72) {
   const root_alpha = Math.sqrt(q.alpha_bar[t]), cell = 2 * REACH / n, heights = new Float64Array(n * n);
   const total = q.alpha_bar[t] * variance + q.noise_variance[t] + cell * cell / 2;  // as seen through cells
@@ -302,11 +302,12 @@ function add(parent, tag, attributes, text = "") {
 
 /** Curves {x, y, kind} over [0, 1], with a word under either end. */
 function chart(svg, curves, first, last, unit) {
-  const [left, right, top, bottom] = [46, 392, 22, 118], most = Math.max(...curves.flatMap(({y}) => y), 1e-6);
+  const [left, right, top, bottom] = [46, 392, 22, 118], most = Math.max(1e-6, ...curves.flatMap(({y}) => y));
   const power = 10 ** Math.floor(Math.log10(most)), high = [1, 2, 5, 10].map(step => step * power).find(step => step >= most);
   const place = (u, v) => [left + u * (right - left), bottom - Math.max(0, v) / high * (bottom - top)].map(z => z.toFixed(1));
   svg.setAttribute("viewBox", "0 0 400 140");
   svg.replaceChildren();
+  if (!curves.some(({x}) => x.length)) return;
   add(svg, "path", {d: `M${left},${top}V${bottom}H${right}`, class: "axis"});
   for (const [x, y, kind, text] of [[left - 5, top + 4, "end", short(high)], [left - 5, bottom + 4, "end", "0"], [left, 136, "", first],
     [right, 136, "end", last], [left, 12, "", unit]]) add(svg, "text", {x, y, class: kind}, text);
@@ -329,7 +330,7 @@ function bars(svg, experiments) {
 }
 
 
-/* The points: pictures, numbers, drawing */
+/* The points */
 
 const left = new Plane("forward"), right = new Plane("reverse"), slider = $("t"), show = key => $(`show-${key}`).checked;
 const cache = new Map();  // pictures of the timesteps seen last
@@ -427,7 +428,6 @@ $("play").onclick = () => { [playing, rest] = [!playing, 0]; };
 slider.oninput = () => { [playing, t, left.stale] = [false, Number(slider.value), true]; };
 for (const key of ["density", "paths", "drift"]) $(`show-${key}`).onchange = () => { left.stale = true; };
 
-/** Forth to T, a rest, back to 0, a rest. */
 function advance(seconds) {
   const {T} = now.settings;
   if ((rest -= seconds) > 0) return;
@@ -509,7 +509,7 @@ function describe() {
 }
 
 
-/* Conditioning: the paper's product (22) beside the exact posterior */
+/* Conditioning: the paper's product beside the exact posterior */
 
 const PARTS = 20;
 const condition = (() => {
@@ -584,7 +584,7 @@ const condition = (() => {
 })();
 
 
-/* Bits: the heartbeat, its ideal reversal, and K* by enumeration */
+/* Bits: the heartbeat */
 
 const bits = (() => {
   const [PERIOD, SIZE, N] = [5, 4, 100], points = dpm.heartbeat_sequences(PERIOD * SIZE, PERIOD), truth = -Math.log2(PERIOD);
@@ -654,8 +654,9 @@ const bits = (() => {
 
 /* The clock: a picture, then work until the next */
 
-const seen = new Set(), watch = new IntersectionObserver(entries => entries.forEach(({target, isIntersecting}) =>
-  seen[isIntersecting ? "add" : "delete"](target.dataset.lab)));
+const seen = new Set(), watch = new IntersectionObserver(entries => {
+  for (const {target, isIntersecting} of entries) seen[isIntersecting ? "add" : "delete"](target.dataset.lab);
+});
 for (const name of ["points", "condition", "bits"]) watch.observe($(name));
 
 let before = 0, spoke = 0, pace = 1 / 60;
@@ -665,8 +666,8 @@ function frame(time) {
   pace += 0.05 * (seconds - pace);
   if (seen.has("points")) {
     if (playing && now.q) advance(seconds);
-    if (playing || left.stale || right.stale || now.start && !now.ready) draw_planes();
-    left.stale = right.stale = false;
+    if (playing || left.stale || right.stale || !now.drawn) draw_planes();
+    [left.stale, right.stale, now.drawn] = [false, false, now.ready];
     slider.value = Math.round(t);
     slider.nextElementSibling.value = `${slider.value} of ${now.settings.T}`;
   }
