@@ -96,7 +96,7 @@ function parse(text) {
     if (log > min - 0.001 && log < +max + 0.001) settings[key] = Number(given.get(key));
   }
   settings.T = Math.round(settings.T);
-  if (/^[\w-]{4,}$/.test(given.get("points"))) settings.points = given.get("points");
+  if (/^([\w-]{4})+$/.test(given.get("points") || "")) settings.points = given.get("points");
   return settings;
 }
 const unparse = settings => new URLSearchParams(Object.entries(settings).filter(([key, value]) =>
@@ -317,7 +317,6 @@ function chart(svg, curves, first, last, unit) {
   }
 }
 
-/** A bar for each experiment: what it loses where. */
 function bars(svg, experiments) {
   const keys = ["first", "steps", "stop"], parts = experiments.map(e => keys.map(key => Math.max(0, e.row(key)[0])));
   const most = Math.max(1e-6, ...parts.map(values => values.reduce((a, b) => a + b)));
@@ -395,7 +394,7 @@ for (const button of root.querySelectorAll("[data-question]")) {
   };
 }
 
-/** The drawn points as they are seen: when the pen is up, as the data that they became. */
+/** The points as they are seen: when the pen is up, the data that they became. */
 const drawn = () => now.start ? rows_of(now.ideal.points) : from_address(now.settings.points);
 function put(point) {
   const rows = drawn();
