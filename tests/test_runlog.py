@@ -144,6 +144,9 @@ def test_curve_draws_runs_beside_K_star(dpm, run_of, tmp_path, monkeypatch):
         assert found["K_held_out_bits"] == expected
         assert found["K_optimum_bits"] == (-2.25 if expected else load_result("heartbeat", "best")["K_optimum_bits"])
     assert f"{run} K_bits" in dpm("curve", run)[1]
+    (run / "results.json").unlink()
+    (run / "config.json").write_text(json.dumps(config | {"data": {}}))  # of a file that is named as an experiment
+    assert json.loads(dpm("curve", run, "--json")[1])["runs"][0]["K_optimum_bits"] is None
 
 
 def test_a_picture_of_curves_shows_every_run_what_it_reached_and_K_star():
