@@ -64,7 +64,9 @@ def load_model(name: str, setting: str, path: Path | None = None, device: torch.
     if "data" in metadata:
         raise UserError(f"{path} was trained on data of your own, not on {name}; name them by --data instead")
     if metadata.get("experiment", name) != name:
-        raise UserError(f"{path} belongs to another experiment ({metadata['experiment']}); name one of {name}")
+        raise UserError(
+            f"{path} belongs to another experiment or setting ({metadata['experiment']}); name one of {name}"
+        )
     return load_weights(config, path, device)
 
 
