@@ -10,8 +10,10 @@ from torch import Generator
 
 from dpm.bound import log_null
 from dpm.data import sets
+from dpm.data.images import ImageDataset
 from dpm.errors import UserError
 from dpm.experiments import bark
+from dpm.experiments.base import image_experiment
 from dpm.experiments.registry import EXPERIMENTS, build_model, get_experiment, load_model
 from dpm.experiments.shipped import schedule_path, weights_path
 from dpm.experiments.swiss_roll import BETA_1, roll_schedule
@@ -153,6 +155,11 @@ def test_shipped_weights_have_a_file_for_every_setting():
     assert weights_path("heartbeat", "paper").name == "heartbeat-paper.safetensors"
 
 
+@pytest.mark.parametrize(("name", "setting"), [pair for pair in SETTINGS if weights_path(*pair).exists()])
+def test_shipped_weights_are_those_of_the_model_of_their_setting(name, setting):
+    assert all(value.isfinite().all() for value in load_model(name, setting).state_dict().values())
+
+
 def test_recorded_schedule_beats_those_linear_in_log_snr():
     record = json.loads(schedule_path("swiss_roll").read_text())
     assert record["over_best_geometric_bits"] > 5 * record["over_best_geometric_stderr_bits"]
@@ -173,6 +180,14 @@ def test_the_paper_s_numbers_are_those_of_tables_1_and_2():
     assert paper["swiss_roll"] == (2.35, 6.45) and paper["heartbeat"] == (-2.414, 12.024)
     assert paper["bark"] == (-0.55, 1.5) and paper["dead_leaves"] == (1.489, 3.536) and paper["cifar10"] == (5.4, 11.5)
     assert EXPERIMENTS["mnist"].paper == {"parzen_bits": 317}
+
+
+def test_pictures_to_train_on_are_drawn_and_the_others_held_out():
+    train, test = torch.zeros(5, 1, 2, 2), 10 + torch.zeros(3, 1, 2, 2)
+    experiment = image_experiment("x", (1, 2, 2), lambda device: ImageDataset(train, test, 0.0, 1.0), 3, 1e-3, {}, {})
+    drawn, held_out = experiment.draw(20, Generator()), experiment.held_out_data(Generator())
+    assert drawn.shape == (20, 1, 2, 2) and drawn.floor().unique().tolist() == [0]
+    assert held_out.shape == (3, 1, 2, 2) and held_out.floor().unique().tolist() == [10]
 
 
 def test_pictures_are_held_out():

@@ -524,8 +524,8 @@ def test_best_schedule_beats_every_one_linear_in_log_snr():
 @pytest.mark.parametrize("seed", range(4))
 def test_best_schedule_is_the_best_of_all_paths_with_the_same_noise_at_every_level(seed):
     """K* of (14) by entropies, for each choice of 3 of the 7 levels after β_1, on few samples: luck would decide."""
-    best = IdealMixtureReverse(real([1.2, -0.3], [-0.5, 1.0], [-0.7, -0.7]), 0.05)
-    x0 = torch.randn(3, 2, generator=Generator().manual_seed(9), dtype=torch.float64)
+    points, x0 = real([1.2, -0.3], [-0.5, 1.0], [-0.7, -0.7]), real([1, 0], [-0.5, 1], [-1, -1])
+    best = IdealMixtureReverse(points, 0.05)
     found = best_schedule(best, 4, 0.01, x0, Generator().manual_seed(seed), n_levels=8)
     noise = torch.randn(x0.shape, generator=Generator().manual_seed(seed), dtype=torch.float64)
     first, *levels = torch.linspace(math.log(0.99 / 0.01), -7, 8, dtype=torch.float64).sigmoid()
