@@ -15,18 +15,21 @@ import torch
 from PIL import Image
 from torch.distributed.run import get_args_parser
 
-from dpm import training
+from dpm import posterior, training
+from dpm.cli.output import print_result
 from dpm.cli.parser import build_parser
+from dpm.data.sets import load_digits
 from dpm.data.synthetic import heartbeat_sequences
 from dpm.errors import UserError
-from dpm.experiments.registry import EXPERIMENTS, build_model
+from dpm.evaluation import evaluate_experiment
+from dpm.experiments.registry import EXPERIMENTS, build_model, load_model
 from dpm.experiments.shipped import weights_path
 from dpm.files import read_tensors, write_tensors
 from dpm.forward import BIT_KERNELS, BernoulliForward, GaussianForward
 from dpm.ideal import IdealReverse, enumerate_ideal_K
 from dpm.schedules import linear_alpha_bar, log_snr_linear
 from dpm.training import Record
-from dpm.units import to_bits
+from dpm.units import mean_and_stderr, to_bits
 
 KEYS = {"experiment", "K_bits", "K_stderr_bits", "unit", "L_null_bits", "K_minus_L_null_bits", "K_optimum_bits"}
 KEYS |= {"minus_entropy_bits", "parts_bits", "T", "paper", "provenance"}
@@ -579,3 +582,135 @@ def test_progress_on_pictures_is_in_bits_per_pixel(dpm, tmp_path, monkeypatch):
 def test_evaluate_hands_on_its_seed(dpm, monkeypatch):
     monkeypatch.setattr("dpm.cli.evaluate.evaluate_experiment", lambda experiment, model, seed=0: {"seed": seed})
     assert json.loads(dpm("evaluate", "heartbeat", "--seed", 7, "--device", "cpu", "--json")[1])["seed"] == 7
+
+
+def test_restoring_hands_on_what_was_seen_of_held_out_pictures(dpm, digits, monkeypatch):
+    given = []
+
+    def sampled(p, q, r, x0, generator, r_schedule):
+        given.append((r, x0, r_schedule))
+        return x0, None
+
+    monkeypatch.setattr("dpm.cli.sample.sample_posterior", sampled)
+    data = load_digits()
+    for name in ("constant", "annealed", "diffused"):
+        result = json.loads(dpm("denoise", *digits, "-n", 3, "--variance", 0.25, "--r", name)[1])
+        r, x0, r_schedule = given.pop()
+        assert r_schedule is getattr(posterior, name) and torch.equal(data.to_levels(x0), data.test[:3].long())
+        assert r.variance.unique().tolist() == [0.25] and result["error_restored"] == 0
+        assert result["error_seen"] == pytest.approx(float((r.y - x0).square().mean())) == pytest.approx(0.25, rel=0.3)
+
+
+def test_what_is_said_of_samples_is_true_of_the_file(dpm, tmp_path):
+    """The share of possible heartbeats by looking each up; the mean log q(x⁰) of the roll from the ideal model."""
+    for name, T in (("heartbeat", 200), ("swiss_roll", 2)):
+        words = ["sample", name, "--setting", "best", "-n", 50, "--T", T, "--out", tmp_path / f"{name}.safetensors"]
+        result, x = json.loads(dpm(*words, "--json")[1]), read_tensors(tmp_path / f"{name}.safetensors")[0]["x"]
+        assert x.dtype == torch.float16 and x.shape[0] == result["n"] == 50 and result["T"] == T
+        if name == "heartbeat":
+            possible = (x[:, None] == heartbeat_sequences()).all(2).any(1).double()
+            assert 0.5 < result["possible_share"] == pytest.approx(float(possible.mean()))
+        else:
+            mean = float(to_bits(EXPERIMENTS[name].ideal.log_prob(x.double())).mean())
+            assert result["mean_log_q_bits"] == pytest.approx(mean, rel=0.05) and mean < -20
+
+
+def test_optimum_of_the_roll_is_of_a_thousand_fresh_samples_or_more(dpm, monkeypatch):
+    """−H(X⁰) in bits from the very samples of K*; the more steps, the fewer of them."""
+    monkeypatch.setattr("dpm.cli.ideal.ideal_K", lambda p, q, x0, generator: torch.full((3,), float(len(x0))))
+    roll = EXPERIMENTS["swiss_roll"]
+    for T, n in ((300, 2_000), (3_000, 1_000)):
+        result = json.loads(dpm("optimum", "swiss_roll", "--T", T, "--seed", 4, "--json")[1])
+        log_q = roll.ideal.log_prob(roll.draw(n, torch.Generator().manual_seed(4))) / math.log(2)
+        assert result["K_optimum_bits"] == pytest.approx(n / math.log(2))
+        found = (result["minus_entropy_bits"], result["minus_entropy_stderr_bits"])
+        assert found == pytest.approx(mean_and_stderr(log_q))
+
+
+def test_a_schedule_and_its_rivals_meet_the_same_noise_on_fresh_data(dpm, monkeypatch):
+    """With K* that varies over samples alone, the gain has no error."""
+    chosen_on, measured_on, noise = [], [], []
+
+    def chosen(p, T, beta_1, x0, generator):
+        chosen_on.append(x0)
+        return torch.tensor([0, 1e-4, 0.1, 0.2], dtype=torch.float64)
+
+    def K(p, q, x0, generator):
+        measured_on.append(x0)
+        noise.append(float(torch.rand(1, generator=generator)))
+        return x0[:, 0] + q.noise_variance[-1]
+
+    monkeypatch.setattr("dpm.cli.ideal.best_schedule", chosen)
+    monkeypatch.setattr("dpm.cli.ideal.ideal_K", K)
+    result = json.loads(dpm("schedule", "swiss_roll", "--T", 3, "--json")[1])
+    assert len(noise) == 13 and len(set(noise)) == 1
+    assert all(x0 is measured_on[0] for x0 in measured_on) and len(measured_on[0]) == 4_000
+    assert not torch.isin(measured_on[0], chosen_on[0]).any()
+    assert result["over_best_geometric_stderr_bits"] < 1e-9 < 0.01 < result["K_optimum_stderr_bits"]
+
+
+def test_training_hands_on_its_options_and_reports_seed_0(dpm, few_held_out, tmp_path, monkeypatch):
+    """The path is the seed's, the held-out data are the same after every run."""
+    experiment = EXPERIMENTS["swiss_roll"]
+    config = replace(experiment.settings["paper"], precision=torch.bfloat16)
+    monkeypatch.setitem(EXPERIMENTS, "swiss_roll", replace(experiment, settings={"paper": config}))
+    given, rate = [], []
+
+    def unchanged(state, draw, batch, n_steps, learning_rate, checkpoint, *, precision, micro_batch):
+        given.append((state, batch, n_steps, learning_rate, precision, micro_batch))
+        yield Record(n_steps, 1.0)
+
+    monkeypatch.setattr("dpm.cli.train.train", unchanged)
+    monkeypatch.setattr("dpm.cli.train.choose_precision", lambda wanted, device: wanted)
+    monkeypatch.setattr("dpm.cli.train.throughput", lambda *words: rate.extend(words) or {})
+    words = ["--steps", 7, "--seed", 5, "--micro-batch", 30, "--device", "cpu", "--out", tmp_path, "--json"]
+    result = json.loads(dpm("train", "swiss_roll", *words)[1])
+    ((state, *options),) = given
+    assert options == [config.batch, 7, config.learning_rate, torch.bfloat16, 30] and rate[2] == 7 * config.batch
+    assert state.generator.initial_seed() == 5 and result["provenance"]["precision"] == "torch.bfloat16"
+    fresh = build_model(config, 5).state_dict()
+    assert all(torch.equal(value, fresh[name]) for name, value in state.model.state_dict().items())
+    row = evaluate_experiment(experiment, load_model("swiss_roll", "paper", tmp_path / "weights.safetensors"), seed=0)
+    assert result["L_null_bits"] == row["L_null_bits"] and result["K_bits"] == pytest.approx(row["K_bits"])
+
+
+def test_the_weights_of_a_run_are_the_averaged_ones_in_16_bits(dpm, few_held_out, tmp_path):
+    assert dpm("train", "swiss_roll", "--steps", 15, "--device", "cpu", "--out", tmp_path)[0] == 0
+    (weights, _), (state, _) = (read_tensors(tmp_path / f"{x}.safetensors") for x in ("weights", "checkpoint"))
+    for name, value in weights.items():
+        averaged = state[f"ema.module.{name}"]
+        assert torch.equal(value, averaged.half() if averaged.dtype == torch.float32 else averaged)
+    assert {value.dtype for value in weights.values()} == {torch.float16, torch.float64}
+    assert any(not torch.equal(state[f"ema.module.{name}"], state[f"model.{name}"]) for name in weights)
+
+
+def test_baselines_of_mnist_get_the_digits_held_back_and_the_steps_asked_for(dpm, monkeypatch):
+    given = []
+    images, validation = load_digits(), torch.zeros(2, 1, 28, 28)
+    monkeypatch.setitem(EXPERIMENTS, "mnist", replace(EXPERIMENTS["mnist"], images=lambda device: images))
+    monkeypatch.setattr("dpm.cli.baselines.load_mnist_validation", lambda device: validation)
+    monkeypatch.setattr("dpm.cli.baselines.parzen_table", lambda *words: given.extend(words) or {})
+    assert dpm("baselines", "mnist", "--setting", "best", "-n", 9, "--T", 5, "--seed", 3, "--device", "cpu")[0] == 0
+    assert given[0] is images and given[1] is validation and (given[3].T, given[4]) == (5, 9)
+    assert given[5].initial_seed() == 3
+    status, _, err = dpm("baselines", "digits", "--setting", "best", "--T", 5)
+    assert status == 2 and "leave out -n and --T" in err
+
+
+def test_the_table_of_experiments_has_the_paper_s_numbers_in_their_columns(dpm):
+    lines = dpm("list")[1].splitlines()
+    assert lines[0].split() == ["experiment", "setting", "paper", "K", "K-L_null", "unit", "weights"]
+    assert ["heartbeat", "paper", "-2.414", "12.024", "bits/seq", "shipped"] in [line.split() for line in lines]
+    assert "cifar10 paper 5.4 11.5 bits/pixel train them" in [" ".join(line.split()) for line in lines]
+
+
+def test_a_result_is_a_line_per_number_of_four_digits(capsys):
+    print_result({"K_bits": -2.34567, "T": 40, "paper": {"K": 2.35}, "unit": "bits"}, as_json=False)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [["K_bits", "-2.3457"], ["T", "40"], ["paper", "K", "2.3500"], ["unit", "bits"]]
+
+
+def test_a_fault_of_the_program_is_not_taken_for_the_user_s(dpm, monkeypatch):
+    monkeypatch.setattr("dpm.cli.evaluate.choose_trained", lambda *_: (_ for _ in ()).throw(RuntimeError("a fault")))
+    with pytest.raises(RuntimeError, match="a fault"):
+        dpm("evaluate", "heartbeat")

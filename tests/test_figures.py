@@ -35,12 +35,14 @@ def test_coloured_points_keep_their_colour_from_set_to_set(points):
     for axes, x in zip(figure.axes, (points, -points), strict=True):
         assert np.array_equal(axes.collections[0].get_offsets(), x)
         assert np.array_equal(axes.collections[0].get_array(), place)
+        assert axes.collections[0].get_clim() == (-2, 2)
 
 
 def test_figure_1_is_three_rows_of_three(points):
     figure = figures.plot_figure_1([points] * 3, [points] * 3, points, [-points] * 3)
     assert len(figure.axes) == 9
     assert [axes.get_title() for axes in figure.axes[:3]] == [f"forward q, t = {t}" for t in ("0", "T/2", "T")]
+    assert [axes.get_title() for axes in figure.axes[6:]] == [f"drift, t = {t}" for t in ("2", "T/2", "T")]
 
 
 def test_bits_are_drawn_one_sequence_a_row():
@@ -162,6 +164,7 @@ def test_posterior_along_curve_is_in_units_of_the_first_account(points):
     assert np.allclose(np.hypot(circle.get_xdata(), circle.get_ydata() - 0.5), 0.6)
     assert len(left.lines[1].get_xdata()) == 10
     assert np.allclose([stairs.get_data().values for stairs in right.patches], [exact / 0.5, counted / 0.5])
+    assert all(np.allclose(stairs.get_data().edges, [0, 1 / 3, 2 / 3, 1]) for stairs in right.patches)
 
 
 def test_posteriors_stand_two_in_a_row(points):
@@ -302,7 +305,8 @@ def test_posteriors_mark_what_was_seen(points):
 
 
 def test_histograms_are_densities():
-    (axes,) = figures.plot_histograms({"a": torch.randn(500, generator=Generator().manual_seed(0))}, "x", 0.0).axes
+    (axes,) = figures.plot_histograms({"a": torch.randn(500, generator=Generator().manual_seed(0))}, "x", 0.7).axes
+    assert axes.lines[0].get_xdata() == [0.7, 0.7]
     outline = axes.patches[0].get_xy()
     assert float((np.diff(np.unique(outline[:, 0])) * outline[1::2, 1][:60]).sum()) == pytest.approx(1, abs=1e-6)
 
@@ -315,3 +319,34 @@ def test_the_first_row_of_lost_bits_is_above():
 def test_noise_variances_are_drawn_from_t_1():
     (figure,) = figures.plot_schedules([torch.tensor([0.1, 0.5, 0.9])], [torch.tensor([0.3, 0.2])], ["one"])
     assert figure.axes[0].lines[0].get_xdata().tolist() == [1, 2, 3]
+
+
+def test_curves_are_drawn_as_they_are_and_told_apart_without_colour():
+    x, lines = [1, 2, 4], {"a": torch.tensor([1.0, 3.0, -2.0]), "b": torch.tensor([0.0, 5.0, 7.0])}
+    (axes,) = figures.plot_curves(x, lines, "t", "bits", xscale="log").axes
+    for line, (name, y) in zip(axes.lines, lines.items(), strict=True):
+        assert line.get_label() == name and np.allclose(line.get_xydata(), np.column_stack([x, y]))
+    assert axes.lines[0].get_linestyle() != axes.lines[1].get_linestyle()
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_xscale()) == ("t", "bits", "log") and axes.get_legend()
+    assert figures.plot_curves(x, {"a": lines["a"]}, "t", "bits").axes[0].get_legend() is None
+
+
+def test_entropy_bounds_stand_above_as_they_are_and_below_over_the_lower_one():
+    """(24)"""
+    low, value, high = (torch.tensor(side) for side in ([0.5, 1.0], [0.75, 2.0], [1.5, 4.0]))
+    panels = {"one": (low, value, high), "two": (2 * low, 2 * value, 2 * high)}
+    above, below = np.reshape(figures.plot_entropy_bounds(panels).axes, (2, 2))
+    assert [axes.get_title() for axes in above] == ["one", "two"]
+    for row, base in ((above, 0 * low), (below, low)):
+        for axes, times in zip(row, (1, 2), strict=True):
+            assert np.allclose(axes.lines[0].get_xydata(), np.column_stack([[1, 2], times * (value - base)]))
+            corners = {tuple(corner) for corner in axes.collections[0].get_paths()[0].vertices.tolist()}
+            sides = [(t + 1.0, times * float((side - base)[t])) for side in (low, high) for t in (0, 1)]
+            assert corners == set(sides)
+
+
+def test_each_frame_has_its_own_points_and_label(points):
+    frames = figures.plot_point_frames([points, -points], lambda k: f"t = {k}")
+    for k, figure in enumerate(frames):
+        (axes,) = figure.axes
+        assert axes.get_title() == f"t = {k}" and np.allclose(axes.lines[0].get_xydata(), (points, -points)[k])

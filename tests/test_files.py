@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from dpm.errors import UserError
-from dpm.files import check_writable, load_state, lock_folder, read_tensors, write_file, write_tensors
+from dpm.files import check_writable, load_state, lock_folder, read_tensors, write_file, write_json, write_tensors
 
 
 def no_space(*_):
@@ -25,6 +25,11 @@ def test_tensors_come_back_bit_for_bit(tmp_path):
     assert all(torch.equal(back[name], tensors[name]) for name in tensors)
 
 
+def test_json_can_be_read_by_people(tmp_path):
+    write_json(tmp_path / "x.json", {"device": "2 × GPU", "K": {"bits": 1.5}})
+    assert (tmp_path / "x.json").read_text("utf8") == '{\n  "device": "2 × GPU",\n  "K": {\n    "bits": 1.5\n  }\n}\n'
+
+
 def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     path = tmp_path / "x.json"
     write_file(path, b"old")
@@ -36,9 +41,9 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
 
 def test_nothing_is_seen_under_the_name_before_it_is_whole(tmp_path, monkeypatch):
     path, seen = tmp_path / "x.json", []
-    monkeypatch.setattr(os, "fsync", lambda _: seen.append(path.exists()))
+    monkeypatch.setattr(os, "fsync", lambda file: seen.append((path.exists(), os.fstat(file).st_size)))
     write_file(path, b"new")
-    assert seen == [False] and path.read_bytes() == b"new" and os.listdir(tmp_path) == ["x.json"]
+    assert seen == [(False, 3)] and path.read_bytes() == b"new" and os.listdir(tmp_path) == ["x.json"]
 
 
 def test_a_failed_rename_leaves_nothing(tmp_path):

@@ -17,9 +17,10 @@ def frames(points, count):
 
 
 def test_player_holds_every_frame_and_nothing_from_outside(points):
-    page = player.player(frames(points, 5), "t", "points <spread>").data
+    page = player.player(frames(points, 5), "t < T", "points <spread>", milliseconds=40).data
     assert page.count("data:image/png;base64,") == 6  # five, and the first once more, shown before any script runs
-    assert 'alt="points &lt;spread&gt;"' in page and 'max="4"' in page
+    assert 'alt="points &lt;spread&gt;"' in page and "<label>t &lt; T <input" in page and 'max="4"' in page
+    assert "setInterval(next, 40)" in page and "<output>0</output>" in page
     assert "http" not in page
 
 

@@ -2,20 +2,44 @@
 
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import torch
 
+import dpm.provenance
 from dpm import provenance as module
 from dpm.provenance import git_revision, provenance
 
 
 def test_provenance_says_what_made_a_result(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["dpm", "train", "heartbeat"])
+    before = datetime.now(UTC).date().isoformat()
     record = provenance(3, torch.device("cpu"))
+    assert before <= record["date"] <= datetime.now(UTC).date().isoformat()
     assert record.keys() == {"command", "seed", "device", "versions", "revision", "date"}
     assert record["command"] == "dpm train heartbeat" and record["seed"] == 3 and record["device"].startswith("cpu")
     assert record["versions"]["torch"] == torch.__version__
     assert provenance(3, torch.device("cpu"), 4)["device"] == f"4 × {record['device']}"
+
+
+def test_revision_is_of_the_module_wherever_one_stands(tmp_path, monkeypatch):
+    """In a real checkout: what has changed beside the module does not count."""
+
+    def git(*words):
+        command = ["git", "-c", "user.name=x", "-c", "user.email=x@x", *words]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+
+    module = tmp_path / "dpm" / "provenance.py"
+    module.parent.mkdir()
+    module.write_text("")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    monkeypatch.setattr(dpm.provenance, "__file__", str(module))
+    (tmp_path / "notes").write_text("")
+    assert git_revision() == git("rev-parse", "--short", "HEAD")
+    module.write_text("x = 1")
+    assert git_revision() == git("rev-parse", "--short", "HEAD") + "+"
 
 
 def test_revision_marks_a_changed_source_and_survives_without_git(monkeypatch):
