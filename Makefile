@@ -36,7 +36,7 @@ bench: $(READY)  ## time dpm beside a bare PyTorch loop
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench.py
 
 clean:  ## remove what was built
-	rm -rf _build
+	rm -rf _build build dist
 
 $(READY): requirements.txt constraints.txt pyproject.toml
 	test -d $(VENV) || python3 -m venv $(VENV)

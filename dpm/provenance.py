@@ -34,6 +34,7 @@ def git_revision() -> str:
     here = Path(__file__).parent
     try:
         git = partial(subprocess.run, cwd=here, capture_output=True, text=True, check=True)
+        git(["git", "ls-files", "--error-unmatch", "."])  # an installed module may lie in another project's checkout
         changed = "+" if git(["git", "status", "--porcelain", "--", "."]).stdout else ""
         return git(["git", "rev-parse", "--short", "HEAD"]).stdout.strip() + changed
     except (OSError, subprocess.CalledProcessError):

@@ -5,6 +5,7 @@ import sys
 
 import torch
 
+from dpm import provenance as module
 from dpm.provenance import git_revision, provenance
 
 
@@ -33,3 +34,17 @@ def test_revision_marks_a_changed_source_and_survives_without_git(monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", missing)
     assert git_revision() == "unknown"
+
+
+def test_the_revision_of_another_project_is_not_that_of_the_module(tmp_path, monkeypatch):
+    """Installed into an environment inside a checkout, which tracks other files."""
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@x"]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
+    installed = tmp_path / "dpm" / "provenance.py"
+    installed.parent.mkdir()
+    installed.touch()
+    monkeypatch.setattr(module, "__file__", str(installed))
+    assert git_revision() == "unknown"
+    subprocess.run([*git, "add", installed], cwd=tmp_path, check=True)
+    assert git_revision().endswith("+")

@@ -1,9 +1,17 @@
 """Where the weights, results and schedules are that the project ships."""
 
 import json
+from importlib.resources import files
 from pathlib import Path
 
-DATA = Path(__file__).parent.parent.parent / "data"
+
+def find_data(package: Path) -> Path:
+    """The folder of what is shipped: inside an installed package, beside the package in a checkout."""
+    installed = package / "shipped"
+    return installed if installed.is_dir() else package.parent / "data"
+
+
+DATA = find_data(Path(str(files("dpm"))))
 
 
 def weights_path(name: str, setting: str) -> Path:
