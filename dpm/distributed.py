@@ -1,11 +1,15 @@
 """Devices, precisions and processes: which GPU, which floats, which rank."""
 
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import torch
 import torch.distributed
 
 from dpm.errors import UserError
+from dpm.files import lock_folder
 
 
 def choose_device(name: str) -> torch.device:
@@ -48,6 +52,16 @@ def rank_and_world_size() -> tuple[int, int]:
     return 0, 1
 
 
+def all_ranks(holds: bool) -> bool:
+    """Whether something holds in every process of the run, which all learn at the same time."""
+    if not torch.distributed.is_initialized():
+        return holds
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    flag = torch.tensor(int(holds), device=device)
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN)
+    return bool(flag)
+
+
 def init_distributed(device: torch.device) -> None:
     """Join the other processes where torchrun, or a launcher like it, gave this one a rank."""
     if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -65,3 +79,22 @@ def check_batch_splits(batch: int) -> None:
     _, world_size = rank_and_world_size()
     if batch % world_size:
         raise UserError(f"a batch of {batch} does not split evenly over {world_size} processes; choose another number")
+
+
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Keep other runs from a folder while this one is in the block; the first process locks it for all.
+
+    UserError in every process when another run holds it, or when it cannot be made.
+    """
+    rank, _ = rank_and_world_size()
+    with ExitStack() as stack:
+        refusal = None
+        try:
+            if rank == 0:
+                stack.enter_context(lock_folder(folder))
+        except UserError as error:
+            refusal = error
+        if not all_ranks(refusal is None):
+            raise refusal or UserError(f"the first process was refused {folder}")
+        yield

@@ -9,6 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from dpm.errors import UserError
+
 
 def linear_alpha_bar(T: int) -> Tensor:
     """β_t = 1/(T−t+1), Section 2.4.1, so that ᾱ_t = 1 − t/T: each step erases a share 1/T of the original signal.
@@ -39,6 +41,16 @@ def beta_from_alpha_bar(alpha_bar: Tensor) -> Tensor:
     """The schedule β_t = 1 − ᾱ_t/ᾱ_{t−1} of given ᾱ_1…T. Shapes [T] → [T+1]."""
     previous = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
     return torch.cat([alpha_bar.new_zeros(1), (previous - alpha_bar) / previous])
+
+
+def check_schedule(beta: Tensor, source: object) -> Tensor:
+    """β [T+1] that was read from `source`. UserError unless β_0 = 0, 0 < β_t < 1 for t < T, and 0 < β_T ≤ 1."""
+    is_schedule = beta.dim() == 1 and len(beta) > 2 and beta[0] == 0 and (beta[1:] > 0).all() and beta[-1] <= 1
+    if not (is_schedule and (beta[1:-1] < 1).all()):
+        raise UserError(
+            f"{source} holds no noise schedule: a β_t is not between 0 and 1; copy it anew, or name another"
+        )
+    return beta
 
 
 def log_alpha_bar(beta: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ from torch.optim.swa_utils import AveragedModel
 from dpm.bound import Loss, bound_loss, first_learned_timestep, stratified_timesteps
 from dpm.distributed import check_batch_splits, rank_and_world_size
 from dpm.errors import UserError
-from dpm.files import load_state, read_tensors, strip_prefix, write_tensors
+from dpm.files import check_tensors, load_state, read_tensors, strip_prefix, write_tensors
 from dpm.networks.layers import channels_last
 from dpm.reverse import DiffusionModel
+from dpm.schedules import check_schedule
 
 Draw = Callable[[int, Generator], Tensor]  #: (n, generator) → x⁰ [n, …], fresh training data
 Parameters = tuple[Tensor, ...] | list[Tensor]  #: the parameters of a model
@@ -26,6 +27,7 @@ RECORD_EVERY = 50  # steps
 CHECKPOINT_SECONDS = 20  # minimum seconds between checkpoints, which are written at records
 WARMUP_STEPS = 100  # of the learning rate
 EMA_EVERY = 10  # steps between two updates of the averaged weights
+LARGEST_NUMBER = 1e15  # of steps or seconds in a checkpoint
 EMA_RATE = 0.01  # share of the present weights in such an update, once 900 steps are done
 
 
@@ -74,18 +76,40 @@ class TrainState:
         self.optimiser = torch.optim.Adam(model.parameters(), betas=(0.9, 0.99), fused=True)
         self.generator = Generator(device).manual_seed(seed)
 
-    def save(self, path: Path) -> None:
-        """Write the checkpoint."""
-        moments = self.optimiser.state_dict()["state"]
+    def tensors(self, moments: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors of a checkpoint, with these moments of the optimiser."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
         tensors |= {f"optimiser.{i}.{name}": value for i in moments for name, value in moments[i].items()}
+        return tensors | {"generator": self.generator.get_state()}
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint."""
         metadata = self.metadata | {"step": str(self.step), "seconds": str(self.seconds)}
-        write_tensors(path, tensors | {"generator": self.generator.get_state()}, metadata)
+        write_tensors(path, self.tensors(self.optimiser.state_dict()["state"]), metadata)
 
     def resume(self, path: Path) -> dict[str, str]:
         """Continue from a checkpoint, bit for bit on a CPU; returns its metadata. UserError where it is another's."""
         tensors, metadata = read_tensors(path)
+        self.check_checkpoint(tensors, metadata, path)
+        for prefix in ("ema.module.", "model."):  # the averaged weights for their schedule alone
+            load_state(self.model, strip_prefix(tensors, prefix), path)
+            check_schedule(self.model.schedule(), path)
+        load_state(self.ema, strip_prefix(tensors, "ema."), path)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in strip_prefix(tensors, "optimiser.").items():
+            index, moment = name.split(".")
+            moments.setdefault(int(index), {})[moment] = channels_last(value)
+        self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": moments})
+        try:
+            self.generator.set_state(tensors["generator"])
+        except RuntimeError:
+            raise UserError(f"{path} holds no state of a random generator; begin anew, or --from its weights") from None
+        self.step, self.seconds = int(read_number(metadata, "step", path)), read_number(metadata, "seconds", path)
+        return metadata
+
+    def check_checkpoint(self, tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
+        """UserError unless a checkpoint read from `path` is of this run, and holds what `save` writes."""
         for key, present in self.metadata.items():
             if key not in ("steps", "command") and metadata.get(key) != present:  # a run may be given more steps
                 raise UserError(
@@ -95,18 +119,30 @@ class TrainState:
             raise UserError(
                 f"{path} was written by an older dpm, which kept no time; begin anew, or --from its weights"
             )
-        load_state(self.model, strip_prefix(tensors, "model."), path)
-        load_state(self.ema, strip_prefix(tensors, "ema."), path)
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in strip_prefix(tensors, "optimiser.").items():
-            index, moment = name.split(".")
-            moments.setdefault(int(index), {})[moment] = channels_last(value)
-        self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": moments})
-        if tensors["generator"].shape != self.generator.get_state().shape:
+        step, generator = int(read_number(metadata, "step", path)), tensors.get("generator")
+        if generator is not None and generator.shape != self.generator.get_state().shape:
             raise UserError(f"{path} was begun on another kind of device; resume it there, or choose with --device")
-        self.generator.set_state(tensors["generator"])
-        self.step, self.seconds = int(metadata["step"]), float(metadata["seconds"])
-        return metadata
+        moments = {
+            i: {"step": torch.zeros(()), "exp_avg": weights, "exp_avg_sq": weights}
+            for i, weights in enumerate(self.model.parameters())
+            if step > 0
+        }
+        check_tensors(tensors, self.tensors(moments), path)
+        if not 0 <= int(tensors["ema.n_averaged"]) <= step:
+            raise UserError(f"{path} averages other steps than the {step} it has done; begin anew")
+
+
+def read_number(metadata: dict[str, str], key: str, path: Path) -> float:
+    """A number in the metadata of a file, from 0 up; UserError where it is none."""
+    try:
+        number = float(metadata.get(key, ""))
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < LARGEST_NUMBER:
+        raise UserError(
+            f"{path}: its {key} is {metadata.get(key, '')[:20]!r}, no count; remove the file, or begin anew"
+        )
+    return number
 
 
 def learning_rate_at(step: int, n_steps: int, peak: float) -> float:

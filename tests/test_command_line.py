@@ -182,11 +182,8 @@ def test_train_writes_weights_that_evaluate_reads(dpm, few_held_out, tmp_path):
     result = json.loads(out)
     assert status == 0 and set(result) >= KEYS and "K " in err
     assert json.loads((tmp_path / "results.json").read_text()) == result
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "checkpoint.safetensors",
-        "weights.safetensors",
-        "results.json",
-    }
+    made = ("checkpoint.safetensors", "weights.safetensors", "results.json")
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", *made}
     for file in ("weights", "checkpoint"):
         assert dpm("evaluate", "swiss_roll", "--checkpoint", tmp_path / f"{file}.safetensors", "--json")[0] == 0
     _, out, _ = dpm("train", "swiss_roll", "--steps", 5, "--out", tmp_path, "--resume", "--json")
@@ -251,9 +248,7 @@ def test_progress_is_in_bits_on_stderr(dpm, few_held_out, tmp_path, monkeypatch)
 
 def interrupted(state, draw, batch, n_steps, learning_rate, checkpoint, **options):
     """A run of which two steps are done, and one is saved, when Ctrl-C comes."""
-    yield Record(1, 3.0)
-    state.step = 1
-    state.save(checkpoint)
+    yield from training.train(state, draw, batch, 1, learning_rate, checkpoint, **options)
     state.step = 2
     raise KeyboardInterrupt
 
@@ -267,7 +262,7 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(dpm, few_held_out, tmp_path, 
     assert (
         status == 130 and out == "" and "step" in bar and message.startswith("dpm: stopped") and "--resume" in message
     )
-    assert os.listdir(tmp_path) == ["checkpoint.safetensors"]
+    assert sorted(os.listdir(tmp_path)) == [".lock", "checkpoint.safetensors"]
     status, _, err = dpm(*words)
     assert status == 2 and "unfinished run (step 1 of 5)" in err and "--resume" in err and err.count("\n") == 1
     status, _, err = dpm(*words, "--seed", 1, "--resume")
@@ -295,7 +290,7 @@ def test_a_disk_that_fills_up_while_training_spares_the_checkpoint(dpm, few_held
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
     monkeypatch.setattr(training, "RECORD_EVERY", 2)
     status, out, err = dpm("train", "swiss_roll", "--steps", 9, "--out", tmp_path)
-    assert status == 2 and out == "" and os.listdir(tmp_path) == ["checkpoint.safetensors"]
+    assert status == 2 and out == "" and sorted(os.listdir(tmp_path)) == [".lock", "checkpoint.safetensors"]
     assert re.split(r"[\r\n]+", err.strip())[-1].startswith("dpm: cannot write") and "No space left" in err
     assert read_tensors(tmp_path / "checkpoint.safetensors")[1]["step"] == "2"
     assert dpm("train", "swiss_roll", "--steps", 9, "--out", tmp_path, "--resume")[0] == 0

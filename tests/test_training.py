@@ -318,7 +318,8 @@ def test_two_processes_walk_the_path_of_one(tmp_path):
         assert row["experiment"] == "swiss_roll" and result.stdout.count("\n") == 1
         assert row["provenance"]["device"].startswith("2 × cpu" if processes == 2 else "cpu")
         assert result.stderr.count(" 0/60 ") == 1 and "Warning" not in result.stderr
-        assert sorted(os.listdir(folder / "run")) == ["checkpoint.safetensors", "results.json", "weights.safetensors"]
+        made = ["checkpoint.safetensors", "results.json", "weights.safetensors"]
+        assert sorted(os.listdir(folder / "run")) == [".lock", *made]
     alone, (together, _) = (read_tensors(folder / "run" / "checkpoint.safetensors") for folder in (one, two))
     weights = [name for name in together if name.startswith(("model.", "ema."))]
     assert weights and together.keys() == alone[0].keys()

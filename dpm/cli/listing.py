@@ -1,10 +1,10 @@
 """`dpm list`."""
 
 import argparse
-import json
 
 from dpm.experiments.registry import EXPERIMENTS
 from dpm.experiments.shipped import weights_path
+from dpm.files import to_json
 
 
 def list_experiments(args: argparse.Namespace) -> None:
@@ -16,7 +16,7 @@ def list_experiments(args: argparse.Namespace) -> None:
         for setting in experiment.settings
     ]
     if args.json:
-        print(json.dumps({"experiments": rows}, ensure_ascii=False))
+        print(to_json({"experiments": rows}))
         return
     print(f"{'experiment':14}{'setting':10}{'paper K':>10}{'K-L_null':>10}  {'unit':12}{'weights'}")
     for row in rows:

@@ -1,12 +1,13 @@
 """How a command prints what it found."""
 
-import json
+from dpm.files import to_json
 
 
 def print_result(result: dict, as_json: bool) -> None:
-    """Print a result as one JSON object, or as a table of its numbers."""
+    """Print a result as one JSON object, or as a table of its numbers. UserError where one is not finite."""
+    document = to_json(result)
     if as_json:
-        print(json.dumps(result, ensure_ascii=False))
+        print(document)
         return
     for name, value in result.items():
         entries = value.items() if isinstance(value, dict) else [("", value)]

@@ -16,7 +16,7 @@ from dpm.errors import UserError
 from dpm.experiments.base import Experiment
 from dpm.experiments.registry import get_experiment, load_model
 from dpm.figures import SAMPLE_PLOTS, plot_image_grid, plot_restorations, to_png
-from dpm.files import check_writable, write_file, write_tensors
+from dpm.files import check_finite, check_writable, write_file, write_tensors
 from dpm.forward import ForwardProcess
 from dpm.posterior import GaussianLikelihood, RSchedule, annealed, constant, diffused, sample_posterior
 from dpm.provenance import command_line, provenance
@@ -68,7 +68,11 @@ def sample(args: argparse.Namespace) -> None:
 
 
 def save_samples(args: argparse.Namespace, plot: Callable[..., Figure], arrays: dict[str, Tensor]) -> None:
-    """Write what was drawn to --out: as the figure of it, or as arrays in half precision."""
+    """Write what was drawn to --out: as the figure of it, or as arrays in half precision.
+
+    UserError, whether or not it is to be written, where it is not finite.
+    """
+    check_finite(arrays, args.checkpoint or f"samples of {args.name} --setting {args.setting}")
     if args.out and args.out.suffix == ".safetensors":
         write_tensors(args.out, {name: x.half() for name, x in arrays.items()}, {"command": command_line()})
     elif args.out:

@@ -15,6 +15,7 @@ from dpm.distributed import (
     choose_device,
     choose_precision,
     close_distributed,
+    hold_folder,
     init_distributed,
     rank_and_world_size,
     use_device,
@@ -26,7 +27,7 @@ from dpm.experiments.registry import build_model, get_experiment, load_model
 from dpm.files import check_writable, read_tensors, write_json, write_tensors
 from dpm.profiling import throughput
 from dpm.provenance import command_line, provenance
-from dpm.training import TrainState, train
+from dpm.training import TrainState, read_number, train
 
 
 def train_experiment(args: argparse.Namespace) -> None:
@@ -49,27 +50,29 @@ def train_experiment(args: argparse.Namespace) -> None:
     like = experiment.draw(1, Generator(device))  # missing data are reported before anything is written
     state = TrainState(model, device, args.seed, metadata)
     checkpoint = folder / "checkpoint.safetensors"
-    begin_or_resume(state, checkpoint, n_steps, args.resume)
-    precision = choose_precision(config.precision, device)
-    run(state, experiment, config, checkpoint, n_steps, precision, args.micro_batch)
-    rank, n_processes = rank_and_world_size()
-    close_distributed()
-    if rank > 0:
-        return
-    weights = folder / "weights.safetensors"
-    write_tensors(weights, to_half(state.ema.module.state_dict()), metadata)
-    model = load_model(args.name, args.setting, weights, device)  # what is reported is what the file holds
-    result = evaluate_experiment(experiment, model) | {
-        "setting": args.setting,
-        "provenance": provenance(args.seed, device, n_processes) | {"command": metadata["command"]},
-    }
-    result["provenance"] |= {
-        "steps": n_steps,
-        "training_seconds": round(state.seconds, 1),
-        "precision": str(precision),
-    } | throughput(model, like, n_steps * config.batch, state.seconds, precision, n_processes)
-    write_json(folder / "results.json", result)
-    print_result(result, args.json)
+    check_place(checkpoint, args.resume)
+    with hold_folder(folder):
+        begin_or_resume(state, checkpoint, n_steps, args.resume)
+        precision = choose_precision(config.precision, device)
+        run(state, experiment, config, checkpoint, n_steps, precision, args.micro_batch)
+        rank, n_processes = rank_and_world_size()
+        close_distributed()
+        if rank > 0:
+            return
+        weights = folder / "weights.safetensors"
+        write_tensors(weights, to_half(state.ema.module.state_dict()), metadata)
+        model = load_model(args.name, args.setting, weights, device)  # what is reported is what the file holds
+        result = evaluate_experiment(experiment, model) | {
+            "setting": args.setting,
+            "provenance": provenance(args.seed, device, n_processes) | {"command": metadata["command"]},
+        }
+        result["provenance"] |= {
+            "steps": n_steps,
+            "training_seconds": round(state.seconds, 1),
+            "precision": str(precision),
+        } | throughput(model, like, n_steps * config.batch, state.seconds, precision, n_processes)
+        write_json(folder / "results.json", result)
+        print_result(result, args.json)
 
 
 def check_counts(n_steps: int, micro_batch: int | None) -> None:
@@ -80,24 +83,27 @@ def check_counts(n_steps: int, micro_batch: int | None) -> None:
         raise UserError(f"--micro-batch {micro_batch} holds nothing; give 1 or more")
 
 
-def begin_or_resume(state: TrainState, checkpoint: Path, n_steps: int, resume: bool) -> None:
-    """Resume from the checkpoint where that is wanted, and write a first one, so that no later write can fail.
-
-    Raises UserError where there is nothing to resume, or where a new run would overwrite an unfinished one.
-    """
-    exists = os.path.exists(checkpoint)  # also False where one may not look
-    if resume and not exists:
+def check_place(checkpoint: Path, resume: bool) -> None:
+    """UserError where there is nothing to resume, or where no checkpoint can be written. Leaves the place as it was."""
+    if resume and not os.path.exists(checkpoint):
         raise UserError(
             f"nothing to resume, no checkpoint at {checkpoint}; begin without --resume, or name it by --out"
         )
+    check_writable(checkpoint)  # in every process: one that fails alone leaves the others waiting
+
+
+def begin_or_resume(state: TrainState, checkpoint: Path, n_steps: int, resume: bool) -> None:
+    """Resume from the checkpoint where that is wanted, and write a first one, so that no later write can fail.
+
+    Raises UserError where the checkpoint is another's, or where a new run would overwrite an unfinished one.
+    """
     if resume:
         begun = state.resume(checkpoint)
         state.metadata["command"] = f"{begun.get('command', 'a script')}; {command_line()}"
         if state.step > n_steps:
             raise UserError(f"{checkpoint} is at step {state.step} already; give --steps {state.step} or more")
-    elif exists:
+    elif os.path.exists(checkpoint):  # also False where one may not look
         check_finished(checkpoint)
-    check_writable(checkpoint)  # in every process: one that fails alone leaves the others waiting
     rank, _ = rank_and_world_size()
     if rank == 0:
         state.save(checkpoint)
@@ -106,9 +112,10 @@ def begin_or_resume(state: TrainState, checkpoint: Path, n_steps: int, resume: b
 def check_finished(checkpoint: Path) -> None:
     """UserError when a new run would overwrite one that was stopped before its end; at step 0 nothing is lost."""
     _, metadata = read_tensors(checkpoint)
-    if 0 < int(metadata.get("step", 0)) < int(metadata.get("steps", 0)):
+    step, n_steps = (int(read_number(metadata, key, checkpoint)) for key in ("step", "steps"))
+    if 0 < step < n_steps:
         raise UserError(
-            f"{checkpoint} is an unfinished run (step {metadata['step']} of {metadata['steps']}); "
+            f"{checkpoint} is an unfinished run (step {step} of {n_steps}); "
             "--resume continues it, --out starts elsewhere"
         )
 

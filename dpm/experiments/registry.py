@@ -12,6 +12,7 @@ from dpm.experiments.base import Experiment, TrainConfig
 from dpm.experiments.shipped import weights_path
 from dpm.files import load_state, read_tensors, strip_prefix
 from dpm.reverse import DiffusionModel
+from dpm.schedules import check_schedule
 
 _NO_EXPERIMENT = {"base", "shipped", "registry"}
 
@@ -46,7 +47,10 @@ def build_model(config: TrainConfig, seed: int = 0) -> DiffusionModel:
 
 
 def load_model(name: str, setting: str, path: Path | None = None, device: torch.device | str = "cpu") -> DiffusionModel:
-    """The trained model of a setting, from the shipped weights, or from weights or a checkpoint of `dpm train`."""
+    """The trained model of a setting, from the shipped weights, or from weights or a checkpoint of `dpm train`.
+
+    UserError where they are missing, broken, another model's, or hold a schedule that is none.
+    """
     experiment, config = get_experiment(name, setting)
     if path is None and not weights_path(name, setting).exists():
         shipped = [other for other in experiment.settings if weights_path(name, other).exists()]
@@ -55,7 +59,10 @@ def load_model(name: str, setting: str, path: Path | None = None, device: torch.
             "`dpm train` makes them, --checkpoint names them"
         )
     path = path or weights_path(name, setting)
-    tensors, _ = read_tensors(path)
+    tensors, metadata = read_tensors(path)
+    if metadata.get("experiment", name) != name:
+        raise UserError(f"{path} belongs to another experiment ({metadata['experiment']}); name one of {name}")
     model = build_model(config)
     load_state(model, strip_prefix(tensors, "ema.module.") or tensors, path)
+    check_schedule(model.schedule(), path)
     return model.to(device).requires_grad_(False)

@@ -1,8 +1,14 @@
 """Where the weights, results and schedules are that the project ships."""
 
-import json
 from importlib.resources import files
 from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dpm.errors import UserError
+from dpm.files import read_json
+from dpm.schedules import check_schedule
 
 
 def find_data(package: Path) -> Path:
@@ -26,4 +32,13 @@ def schedule_path(name: str) -> Path:
 
 def load_result(name: str, setting: str) -> dict:
     """The shipped result: what `dpm train` wrote when it made the shipped weights."""
-    return json.loads((DATA / "results" / f"{name}-{setting}.json").read_text())
+    return read_json(DATA / "results" / f"{name}-{setting}.json")
+
+
+def load_schedule(name: str) -> Tensor:
+    """The shipped best schedule of an experiment, β [T+1] in float64. UserError where its record holds none."""
+    path = schedule_path(name)
+    beta = read_json(path).get("beta")
+    if not (isinstance(beta, list) and all(isinstance(value, float) for value in beta)):
+        raise UserError(f"{path} holds no noise schedule; copy or install it anew")
+    return check_schedule(torch.tensor(beta, dtype=torch.float64), path)

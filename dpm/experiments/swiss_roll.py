@@ -1,13 +1,10 @@
 """The swiss roll, Section 3.1.1 and Appendix D.1.1: points of the plane."""
 
-import json
-
-import torch
 from torch import Tensor
 
 from dpm.data.synthetic import ROLL_NOISE, swiss_roll, swiss_roll_points
 from dpm.experiments.base import Experiment, TrainConfig
-from dpm.experiments.shipped import schedule_path
+from dpm.experiments.shipped import load_schedule
 from dpm.forward import GaussianForward
 from dpm.ideal import IdealMixtureReverse
 from dpm.networks.denoisers import FourierMLP
@@ -24,12 +21,6 @@ def roll_schedule(T: int) -> Tensor:
     return log_snr_linear(T, BETA_1, 0.995)
 
 
-def best_roll_schedule() -> Tensor:
-    """The schedule of 40 steps that makes K* the highest, as `dpm schedule` recorded it."""
-    record = json.loads(schedule_path("swiss_roll").read_text())
-    return torch.tensor(record["beta"], dtype=torch.float64)
-
-
 def paper_model() -> DiffusionModel:
     """D.1.1: 16 normalised RBF units, a readout per timestep, diagonal Σ through a sigmoid; β_2…T learned."""
     p = KernelPerturbation(RBFNetwork(40, inputs=2, n_units=16, outputs=4))
@@ -37,9 +28,9 @@ def paper_model() -> DiffusionModel:
 
 
 def best_model() -> DiffusionModel:
-    """v-prediction by an MLP on Fourier features, with the schedule that makes K* the highest."""
+    """v-prediction by an MLP on Fourier features, with the schedule that makes K* the highest, by `dpm schedule`."""
     p = VPrediction(FourierMLP(2, width=128, n_layers=3, n_frequencies=4))
-    return DiffusionModel(FixedSchedule(best_roll_schedule()), GaussianForward, p)
+    return DiffusionModel(FixedSchedule(load_schedule("swiss_roll")), GaussianForward, p)
 
 
 EXPERIMENT = Experiment(
