@@ -16,7 +16,6 @@ from PIL import Image
 from torch.distributed.run import get_args_parser
 
 from dpm import training
-from dpm.cli import main
 from dpm.cli.parser import build_parser
 from dpm.data.synthetic import heartbeat_sequences
 from dpm.errors import UserError
@@ -31,21 +30,6 @@ from dpm.units import to_bits
 
 KEYS = {"experiment", "K_bits", "K_stderr_bits", "unit", "L_null_bits", "K_minus_L_null_bits", "K_optimum_bits"}
 KEYS |= {"minus_entropy_bits", "parts_bits", "T", "paper", "provenance"}
-
-
-@pytest.fixture
-def dpm(monkeypatch, capsys):
-    """Run a command line; returns its exit status, stdout and stderr."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["dpm", *map(str, words)])
-        try:
-            status = main.main()
-        except SystemExit as leave:
-            status = leave.code
-        return status, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture
@@ -93,16 +77,6 @@ def test_restoring_pictures_brings_them_nearer(dpm, digits, tmp_path, how, r):
     assert result["error_restored"] < 0.2 and Image.open(tmp_path / "r.png").size[0] > 100
     if how[0] == "denoise":
         assert result["error_seen"] == pytest.approx(0.01, rel=0.5)
-
-
-@pytest.fixture
-def few_held_out(monkeypatch):
-    """Fewer held-out samples: what a report says is checked elsewhere, here only that it is made."""
-    for name in EXPERIMENTS:
-        first = EXPERIMENTS[name].held_out_data
-        monkeypatch.setitem(
-            EXPERIMENTS, name, replace(EXPERIMENTS[name], held_out_data=lambda g, first=first: first(g)[:20])
-        )
 
 
 def test_list_names_every_setting(dpm):

@@ -1,0 +1,34 @@
+"""What several files of tests use."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+
+from dpm.cli import main
+from dpm.experiments.registry import EXPERIMENTS
+
+
+@pytest.fixture
+def dpm(monkeypatch, capsys):
+    """Run a command line; returns its exit status, stdout and stderr."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["dpm", *map(str, words)])
+        try:
+            status = main.main()
+        except SystemExit as leave:
+            status = leave.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def few_held_out(monkeypatch):
+    """Fewer held-out samples: what a report says is checked elsewhere, here only that it is made."""
+    for name in EXPERIMENTS:
+        first = EXPERIMENTS[name].held_out_data
+        monkeypatch.setitem(
+            EXPERIMENTS, name, replace(EXPERIMENTS[name], held_out_data=lambda g, first=first: first(g)[:20])
+        )
