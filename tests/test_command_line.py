@@ -252,6 +252,25 @@ def test_a_run_that_lost_nothing_may_begin_again(dpm, few_held_out, tmp_path, mo
     assert dpm(*words)[0] == 0
 
 
+def test_of_two_runs_in_one_folder_the_second_is_refused(dpm, few_held_out, tmp_path):
+    """Until the first ends, even by a kill, which leaves its lock's file behind."""
+    words, checkpoint = (
+        ["train", "swiss_roll", "--out", tmp_path, "--device", "cpu"],
+        tmp_path / "checkpoint.safetensors",
+    )
+    command = [sys.executable, "-m", "dpm", *map(str, words), "--steps", "100000"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as first:
+        while b"step" not in first.stderr.read1():  # its progress: by then it has written a checkpoint
+            assert first.poll() is None
+        for more in (["--steps", 3], ["--resume"]):
+            status, out, err = dpm(*words, *more)
+            assert (status, out) == (2, "") and "another run is at work in" in err and err.count("\n") == 1
+        first.kill()
+    assert sorted(os.listdir(tmp_path)) == [".lock", "checkpoint.safetensors"]
+    step = int(read_tensors(checkpoint)[1]["step"])
+    assert dpm(*words, "--resume", "--steps", step + 1)[0] == 0
+
+
 def test_a_disk_that_fills_up_while_training_spares_the_checkpoint(dpm, few_held_out, tmp_path, monkeypatch):
     saved = []
 

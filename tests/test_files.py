@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from dpm.errors import UserError
-from dpm.files import check_writable, load_state, read_tensors, write_file, write_tensors
+from dpm.files import check_writable, load_state, lock_folder, read_tensors, write_file, write_tensors
 
 
 def no_space(*_):
@@ -132,3 +132,14 @@ def test_two_writers_of_one_name_do_not_share_a_file(tmp_path, monkeypatch):
         write_file(tmp_path / "x", b"x")
         (tmp_path / "x").unlink()
     assert len(set(names)) == 2
+
+
+def test_a_folder_is_locked_for_the_time_of_a_block(tmp_path):
+    for _ in range(2):  # also after a block that failed
+        with pytest.raises(ZeroDivisionError), lock_folder(tmp_path / "deep" / "run"):
+            with pytest.raises(UserError, match="another run is at work in"), lock_folder(tmp_path / "deep" / "run"):
+                pytest.fail("two runs")
+            raise ZeroDivisionError
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write"), lock_folder(tmp_path / "file"):
+        pytest.fail("no folder")

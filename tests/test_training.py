@@ -18,7 +18,7 @@ from dpm.data.synthetic import heartbeat, swiss_roll
 from dpm.distributed import choose_device, choose_precision, init_distributed, rank_and_world_size, use_device
 from dpm.errors import UserError
 from dpm.experiments.registry import EXPERIMENTS, build_model
-from dpm.files import read_tensors, write_tensors
+from dpm.files import lock_folder, read_tensors, write_tensors
 from dpm.forward import BernoulliForward, GaussianForward
 from dpm.networks.denoisers import FourierMLP, ImageDenoiser
 from dpm.networks.layers import channels_last
@@ -334,6 +334,15 @@ def test_what_no_process_can_write_is_one_line_of_one(tmp_path):
     assert result.returncode != 0 and result.stdout == ""
     [line] = [line for line in result.stderr.splitlines() if line.startswith("dpm: ")]
     assert "cannot write" in line and "[rank" not in result.stderr
+
+
+def test_a_folder_that_another_run_holds_is_refused_in_one_line_of_one(tmp_path):
+    """The first process alone asks for the lock; the other learns of it, and does not wait."""
+    with lock_folder(tmp_path / "run"):
+        result = train_together(tmp_path, 2, batch=40)
+    assert result.returncode != 0 and result.stdout == "" and os.listdir(tmp_path / "run") == [".lock"]
+    [line] = [line for line in result.stderr.splitlines() if line.startswith("dpm: ")]
+    assert "another run is at work in" in line and "[rank" not in result.stderr
 
 
 def test_a_number_of_processes_without_a_rank_is_not_ours(monkeypatch):

@@ -61,7 +61,9 @@ def load_model(name: str, setting: str, path: Path | None = None, device: torch.
     path = path or weights_path(name, setting)
     tensors, metadata = read_tensors(path)
     if metadata.get("experiment", name) != name:
-        raise UserError(f"{path} belongs to another experiment ({metadata['experiment']}); name one of {name}")
+        raise UserError(
+            f"{path} belongs to another experiment or setting ({metadata['experiment']}); name one of {name}"
+        )
     model = build_model(config)
     load_state(model, strip_prefix(tensors, "ema.module.") or tensors, path)
     check_schedule(model.schedule(), path)
