@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from dpm.baselines import parzen, picture_baselines
+from dpm.baselines import fitted_mcgsm_log_prob, parzen, patch_gaussian_log_prob
 from dpm.bound import STRATUM_SIZE, Bound, evaluate, evaluate_subsampled, kl_above, log_null
 from dpm.data.images import ImageDataset
 from dpm.entropy import log_marginal_density
@@ -179,7 +179,8 @@ def density_baselines(images: ImageDataset, model: DiffusionModel, generator: Ge
     by picture.
     """
     train, test = images.draw(400, generator), images.held_out_data(generator)
-    scores = picture_baselines(train, test, generator)
+    scores = {"mcgsm": fitted_mcgsm_log_prob(train, test, generator)}
+    scores["gaussian"] = patch_gaussian_log_prob(train, test)
     K = evaluate_twice(model, test, generator).K.view(2, -1).mean(0)
     scores["K_over_mcgsm"] = K / test[0].numel() - scores["mcgsm"]
     return {f"{name}_{key}": value for name, nats in scores.items() for key, value in summarize(nats).items()}

@@ -18,6 +18,7 @@ from dpm.baselines import (
     fit_full_gaussian,
     fit_mcgsm,
     independent_bits_log_prob,
+    largest_patch,
     log_parzen,
     mcgsm_log_prob,
     parzen,
@@ -321,20 +322,23 @@ def test_independent_bits_are_counted():
     assert independent_bits_log_prob(train, test).tolist() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("n", "side"), [(40, 3), (20, 2), (1, 1)])
+@pytest.mark.parametrize(("n", "side"), [(192, 4), (54, 3), (8, 2), (7, 1)])
 def test_patches_are_as_large_as_their_number_allows(n, side):
-    """In colour, 6×4: 40 pictures have 80 patches of 27 numbers, 20 have 120 of 12, one has 24 of 3; against scipy."""
+    """In colour, 6×4: four times a patch's numbers are 192 patches of 4×4, 108 of 3×3, 48 of 2×2; against scipy."""
     train, test = normal(n, 3, 6, 4), normal(2, 3, 6, 4, seed=1)
     train[:, 1] += 0.5 * train[:, 0]
+    assert largest_patch(train) == side and largest_patch(train[:-1]) < max(side, 2)
     x, y = (extract_patches(z, side).flatten(1).numpy() for z in (train, test))
     law = stats.multivariate_normal(x.mean(0), np.cov(x.T, bias=True))
     by_pixel = law.logpdf(y).reshape(2, -1).mean(1) / side**2
-    assert patch_gaussian_log_prob(train, test).tolist() == pytest.approx(by_pixel.tolist())
+    assert patch_gaussian_log_prob(train, test, side).tolist() == pytest.approx(by_pixel.tolist())
 
 
-def test_only_grey_pictures_that_hold_a_neighbourhood_have_an_mcgsm(monkeypatch):
+def test_only_grey_pictures_with_enough_windows_have_an_mcgsm(monkeypatch):
+    """10 000 windows; 5×8 pixels have two rows of two."""
     monkeypatch.setattr(baselines, "fit_mcgsm", lambda mcgsm, windows, generator: mcgsm)
-    shapes = {(1, 4, 7): True, (1, 3, 7): False, (1, 4, 6): False, (3, 8, 8): False}
+    shapes = {(2500, 1, 5, 8): True, (2499, 1, 5, 8): False, (2500, 3, 5, 8): False, (9999, 1, 3, 9): False}
     for shape, has_one in shapes.items():
-        scores = picture_baselines(normal(60, *shape), normal(3, *shape, seed=1), Generator().manual_seed(0))
-        assert ("mcgsm" in scores) == has_one and all(score.shape == (3,) for score in scores.values())
+        scores = picture_baselines(normal(*shape), normal(3, *shape[1:], seed=1), Generator().manual_seed(0))
+        assert set(scores) == ({"gaussian", "mcgsm"} if has_one else {"gaussian"})
+        assert all(score.shape == (3,) for score in scores.values())

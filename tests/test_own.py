@@ -20,8 +20,9 @@ from dpm.files import read_tensors, write_tensors
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """An MCGSM as it starts, and few timesteps of pictures: how good they are is checked elsewhere."""
+    """An MCGSM as it starts, of few windows, and few timesteps of pictures: how good they are is checked elsewhere."""
     monkeypatch.setattr(baselines, "fit_mcgsm", lambda mcgsm, windows, generator: mcgsm)
+    monkeypatch.setattr(baselines, "MIN_WINDOWS", 100)
     monkeypatch.setattr(evaluation, "N_EVALUATIONS", 200)
 
 

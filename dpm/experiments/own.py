@@ -287,8 +287,9 @@ def own_pictures(choices: Choices, settings: dict[str, TrainConfig], data: Tenso
         return ImageDataset(train.to(device), test.to(device), shift, scale)
 
     def yardsticks(x0: Tensor, generator: Generator) -> dict[str, Tensor]:
-        n_pictures = math.ceil(BASELINE_PIXELS / train[0, 0].numel())
-        return picture_baselines(images(generator.device).draw(n_pictures, generator), x0, generator)
+        n_fitted = math.ceil(BASELINE_PIXELS / train[0, 0].numel())
+        fitted = images(generator.device).dequantize(train[:n_fitted], generator)
+        return picture_baselines(fitted, x0, generator)
 
     shape = (channels, height, width)
     experiment = image_experiment(choices.name, shape, images, choices.T, beta_1(choices), settings, paper={})
