@@ -128,8 +128,9 @@ class TrainState:
             if step > 0
         }
         check_tensors(tensors, self.tensors(moments), path)
-        if not 0 <= int(tensors["ema.n_averaged"]) <= step:
-            raise UserError(f"{path} averages other steps than the {step} it has done; begin anew")
+        took_time = read_number(metadata, "seconds", path) > 0 or step == 0
+        if not (took_time and 0 <= int(tensors["ema.n_averaged"]) <= step):
+            raise UserError(f"{path}: its seconds or its averages are not those of {step} steps; begin anew")
 
 
 def read_number(metadata: dict[str, str], key: str, path: Path) -> float:

@@ -209,6 +209,7 @@ CHECKPOINTS = {
     "endless seconds": say(seconds="inf"),
     "seconds below 0": say(seconds="-3"),
     "no seconds": say(seconds=""),
+    "steps that took no time": say(seconds="0.0"),
     "another seed": say(seed="1"),
     "another setting": say(setting="paper"),
     "another experiment": say(experiment="heartbeat"),
