@@ -191,7 +191,7 @@ class Experiment {
   /** Mean and standard error of a part of the bound, bits. */
   row(key) {
     const [sum, squares] = this.sums[key], mean = sum / this.n;
-    return [mean, Math.sqrt(Math.max(0, squares / this.n - mean * mean) / this.n)];
+    return [mean, Math.sqrt(Math.max(0, squares / this.n - mean * mean) / (this.n - 1))];
   }
   /** Bits that each reverse step restores, I(X^{t−1};X⁰) − I(X^t;X⁰), and what its KL has above that. */
   per_step() {
