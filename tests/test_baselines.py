@@ -199,6 +199,7 @@ def test_mcgsm_holds_the_conditional_of_a_gaussian_scale_mixture():
     assert model(windows).tolist() == pytest.approx(expected.tolist(), abs=1e-10)
 
 
+@pytest.mark.slow
 def test_fitted_mcgsm_learns_a_gaussian_scale_mixture():
     """To within 0.01 bits of the truth on fresh windows; one Gaussian is 0.2 short of it."""
     root = 0.9 ** (torch.arange(4.0).double()[:, None] - torch.arange(4.0)).abs()

@@ -13,6 +13,8 @@ from dpm.experiments.registry import EXPERIMENTS, get_experiment
 from dpm.experiments.shipped import load_result, weights_path
 from dpm.files import read_tensors
 
+pytestmark = pytest.mark.book
+
 ROOT = Path(__file__).parent.parent
 CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
 SHIPPED = [path.stem.rsplit("-", 1) for path in sorted((ROOT / "data" / "weights").glob("*.safetensors"))]

@@ -145,6 +145,7 @@ def test_sequences_that_coincide_are_counted_together(dpm):
     assert result["minus_entropy_bits"] == pytest.approx(-2 / 3 * math.log2(6) - math.log2(3) / 3)
 
 
+@pytest.mark.slow
 def test_optimum_of_the_roll_states_its_error(dpm, monkeypatch):
     monkeypatch.setattr("dpm.cli.ideal.ideal_K", lambda p, q, x0, generator: torch.tensor([1.0, 3.0]))
     result = json.loads(dpm("optimum", "swiss_roll", "--T", "4", "--json")[1])

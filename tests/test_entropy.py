@@ -167,6 +167,7 @@ def test_states_that_look_alike_may_share_a_place():
         assert torch.isclose(together, entropy.entropy_exact(q, points, t, states(10)), atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("T", [5, 40, 300])
 def test_heartbeat_lies_between(T):
     """(24) at every t for the paper's data and prior; over all t the two sides lie H_π apart, log 5 of it below."""

@@ -26,6 +26,7 @@ def test_the_page_is_the_one_that_the_sources_make():
     assert (ROOT / "chapters" / "equations.md").read_text("utf8") == equations.page(ROOT), "python tools/equations.py"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("files", "reference", "kind"),
     [

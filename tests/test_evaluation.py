@@ -164,6 +164,7 @@ def test_evaluation_of_pictures_in_batches_is_the_same_in_the_mean(small, monkey
     assert row["K_bits"] == pytest.approx(whole["K_bits"], abs=5 * whole["K_stderr_bits"])
 
 
+@pytest.mark.slow
 def test_stderr_of_draws_is_what_other_draws_change(small, monkeypatch):
     """K of the same pictures with the noise of forty other generators spreads as one evaluation says it would."""
     experiment, model = small
@@ -213,6 +214,7 @@ def test_density_baselines_are_measured_on_all_that_is_held_out(monkeypatch):
     assert 0 < row["K_over_mcgsm_stderr_bits"] < 1
 
 
+@pytest.mark.slow
 def test_parzen_table_tells_where_samples_and_digits_part():
     """The shipped 8×8 digits: number counts, what is redrawn from little noise loses little, and K's terms add up."""
     small, model, q = load_digits(), load_model("digits", "best"), EXPERIMENTS["digits"].forward_process(50)

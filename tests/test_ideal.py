@@ -225,6 +225,7 @@ def test_ideal_K_of_a_mixture_is_below_minus_its_entropy():
     assert minus_entropy - 1 < K <= minus_entropy
 
 
+@pytest.mark.slow
 def test_ideal_K_of_the_swiss_roll_is_below_minus_its_entropy():
     """T = 40: the gap between −H(X⁰) and K*, sample by sample, is positive by more than 5 standard errors."""
     best = IdealMixtureReverse(swiss_roll_points(1000), ROLL_NOISE**2)
@@ -396,6 +397,7 @@ def test_too_many_states_are_not_enumerated():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("T", [2, 10, 2000])
 def test_enumerated_K_of_the_heartbeat_rises_towards_minus_its_entropy(T):
     points = heartbeat_sequences()

@@ -19,6 +19,8 @@ from dpm.ideal import IdealReverse, enumerate_ideal_K
 from dpm.schedules import linear_alpha_bar
 from dpm.units import to_bits
 
+pytestmark = pytest.mark.book
+
 PAGES = sorted(str(page.relative_to(HTML)) for page in HTML.rglob("*.html") if "_static" not in page.parts)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LOOKS = {

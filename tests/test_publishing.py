@@ -19,6 +19,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 from execute import printed, with_colab_cell  # noqa: E402
 from publishing import OLD_NAMES, repository_address  # noqa: E402
 
+pytestmark = pytest.mark.book
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):

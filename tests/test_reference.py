@@ -14,6 +14,8 @@ from built import HTML, built
 from dpm.experiments.registry import EXPERIMENTS
 from dpm.experiments.shipped import load_result
 
+pytestmark = pytest.mark.book
+
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 crossref = importlib.import_module("crossref")

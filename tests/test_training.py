@@ -86,6 +86,7 @@ def contents(run, path):
     return held(path)
 
 
+@pytest.mark.slow
 def test_training_climbs_and_records_every_fifty_steps():
     """Equation (15): K grows."""
     records = go(tiny_run(), steps=330)
@@ -197,6 +198,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         other.resume(path)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_written_at_records_once_enough_seconds_have_passed(tmp_path, monkeypatch):
     """A killed run loses no more than CHECKPOINT_SECONDS and the steps to the next record."""
     clock, run, saved = [0.0], tiny_run(), []
@@ -271,6 +273,7 @@ def start(path):
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     assert start(undisturbed).wait() == 0
@@ -307,6 +310,7 @@ def train_together(folder, processes, batch):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_walk_the_path_of_one(tmp_path):
     """torchrun: the weights of one process but for rounding; one prints, one writes, both end well."""
     one, two = (tmp_path / name for name in ("one", "two"))
@@ -328,6 +332,7 @@ def test_two_processes_walk_the_path_of_one(tmp_path):
     assert torch.equal(together["generator"], alone[0]["generator"])
 
 
+@pytest.mark.slow
 def test_what_no_process_can_write_is_one_line_of_one(tmp_path):
     (tmp_path / "run").write_text("")
     result = train_together(tmp_path, 2, batch=40)
@@ -352,6 +357,7 @@ def test_a_number_of_processes_without_a_rank_is_not_ours(monkeypatch):
     assert rank_and_world_size() == (0, 1)
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_split_is_refused_in_one_line_before_anything_is_written(tmp_path):
     result = train_together(tmp_path, 2, batch=41)
     assert result.returncode != 0 and result.stdout == ""
@@ -415,6 +421,7 @@ def test_the_device_is_chosen_in_one_place(monkeypatch):
         choose_device("auto")
 
 
+@pytest.mark.slow
 def test_the_heartbeat_climbs_from_the_null_model():
     """D.1.2: training starts near K = L_null and leaves it behind."""
     run = TrainState(build_model(EXPERIMENTS["heartbeat"].settings["best"]), CPU, 0, {})
@@ -560,6 +567,7 @@ def test_a_learned_final_step_trains_from_t_1(final_step, first):
     assert len(timesteps) == 3
 
 
+@pytest.mark.slow
 def test_a_learned_final_step_is_learned():
     """The readout of t = 1 (D.1.1) moves where that step is learned, and only there; K then passes that of (44)."""
     K = []
