@@ -36,6 +36,12 @@ def use_device(device: torch.device) -> None:
         torch.cuda.set_device(device)  # or every process would open the first GPU too
 
 
+def use_one_thread() -> None:
+    """One thread, for work too small to share among several, unless OMP_NUM_THREADS asks for another number."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
 def choose_precision(wanted: torch.dtype, device: torch.device) -> torch.dtype:
     """The precision wanted for a network's products, or float32 where the machine has no fast bfloat16."""
     if device.type == "cuda":

@@ -715,3 +715,22 @@ def test_a_fault_of_the_program_is_not_taken_for_the_user_s(dpm, monkeypatch):
     monkeypatch.setattr("dpm.cli.evaluate.choose_trained", lambda *_: (_ for _ in ()).throw(RuntimeError("a fault")))
     with pytest.raises(RuntimeError, match="a fault"):
         dpm("evaluate", "heartbeat")
+
+
+@pytest.mark.parametrize(
+    ("words", "asked", "expected"),
+    [
+        (["evaluate", "heartbeat"], None, [1]),
+        (["optimum", "heartbeat", "--T", 2], None, [1]),
+        (["evaluate", "heartbeat"], "2", []),
+        (["evaluate", "digits", "--setting", "best"], None, []),
+    ],
+)
+def test_points_and_bits_take_one_thread_unless_the_user_asks(dpm, monkeypatch, words, asked, expected):
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr("dpm.cli.evaluate.evaluate_experiment", lambda *_: {})
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert dpm(*words)[0] == 0 and chosen == expected

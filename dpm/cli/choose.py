@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dpm.cli.parser import DEFAULT_SETTING
-from dpm.distributed import choose_device, use_device
+from dpm.distributed import choose_device, use_device, use_one_thread
 from dpm.errors import UserError
 from dpm.experiments.base import Experiment
 from dpm.experiments.own import Choices, choose, dump_choices, own_experiment, read_choices, read_same_data
@@ -24,6 +24,8 @@ def choose_trained(args: argparse.Namespace) -> tuple[Experiment, str, Diffusion
         experiment, setting = get_experiment(args.name, args.setting)[0], args.setting
     device = choose_device(args.device)
     use_device(device)
+    if experiment.images is None:
+        use_one_thread()
     if args.name is None:
         return experiment, setting, load_weights(experiment.settings[setting], args.checkpoint, device)
     return experiment, setting, load_model(args.name, setting, args.checkpoint, device)

@@ -96,7 +96,11 @@ def add_command(commands: argparse._SubParsersAction, name: str, run: str, about
 
 def build_parser() -> Parser:
     """The parser of all commands. `run` names what does the work: a module, a colon, a function."""
-    top = Parser(prog="dpm", description="Train and check the experiments of the diffusion paper (2015).")
+    top = Parser(
+        prog="dpm",
+        description="Train and check the experiments of the diffusion paper (2015).",
+        epilog="Points and bits take one thread, which is fastest; OMP_NUM_THREADS asks for another number.",
+    )
     add = partial(add_command, top.add_subparsers(required=True, metavar="COMMAND"))
 
     add("list", "listing:list_experiments", "experiments, settings, the paper's numbers, shipped weights")

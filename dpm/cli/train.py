@@ -24,6 +24,7 @@ from dpm.distributed import (
     init_distributed,
     rank_and_world_size,
     use_device,
+    use_one_thread,
 )
 from dpm.errors import UserError
 from dpm.evaluation import evaluate_experiment
@@ -46,6 +47,8 @@ def train_experiment(args: argparse.Namespace) -> None:
     check_counts(n_steps, args.micro_batch)
     device = choose_device(args.device)
     use_device(device)
+    if experiment.images is None:
+        use_one_thread()
     init_distributed(device)
     check_batch_splits(config.batch)
     metadata = {"experiment": experiment.name, "setting": setting, "seed": str(args.seed), "steps": str(n_steps)}
