@@ -12,6 +12,7 @@ The names below are imported when they are first used, so that `import dpm` is q
 from importlib import import_module
 
 _HOMES = {
+    "adapters": "PretrainedReverse",
     "bound": "bound_loss evaluate evaluate_subsampled simple_loss step_kl",
     "errors": "UserError",
     "evaluation": "evaluate_experiment",
@@ -19,10 +20,12 @@ _HOMES = {
     "forward": "AbsorbingForward BernoulliForward ForwardProcess GaussianForward",
     "ideal": "IdealMixtureReverse IdealReverse best_schedule enumerate_ideal_K ideal_K",
     "importance": "importance_estimate log_weights",
+    "pipelines": "load_pipeline",
     "posterior": "BernoulliLikelihood GaussianLikelihood GradientGuidance sample_posterior",
     "reverse": "BitX0Prediction DiffusionModel EpsPrediction KernelPerturbation LogitPrediction "
     "VPrediction X0Prediction sample sample_trajectory",
     "schedules": "FixedSchedule LearnedSchedule linear_alpha_bar log_snr_linear",
+    "scoring": "Levels score_pictures",
     "training": "TrainState train",
     "units": "mean_and_stderr to_bits",
 }

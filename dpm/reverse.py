@@ -90,7 +90,8 @@ class X0Prediction(nn.Module):
         super().__init__()
         self.network, self.final_step = network, final_step
 
-    def x0_from(self, output: Tensor, xt: Tensor, alpha_bar: Tensor, noise_variance: Tensor) -> Tensor:
+    @staticmethod
+    def x0_from(output: Tensor, xt: Tensor, alpha_bar: Tensor, noise_variance: Tensor) -> Tensor:
         """The prediction of x⁰ that the network's output stands for."""
         return output
 
@@ -109,7 +110,8 @@ class X0Prediction(nn.Module):
 class EpsPrediction(X0Prediction):
     """The same from a prediction of the noise: x^t = √ᾱ x⁰ + √(1−ᾱ) ε (Ho et al. 2020)."""
 
-    def x0_from(self, output: Tensor, xt: Tensor, alpha_bar: Tensor, noise_variance: Tensor) -> Tensor:
+    @staticmethod
+    def x0_from(output: Tensor, xt: Tensor, alpha_bar: Tensor, noise_variance: Tensor) -> Tensor:
         """x⁰ = (x^t − √(1−ᾱ) ε)/√ᾱ."""
         return (xt - noise_variance.sqrt() * output) / alpha_bar.sqrt()
 
@@ -120,7 +122,8 @@ class VPrediction(X0Prediction):
     A network that returns zeros is exact for x⁰ ~ N(0, I), so that training may start there.
     """
 
-    def x0_from(self, output: Tensor, xt: Tensor, alpha_bar: Tensor, noise_variance: Tensor) -> Tensor:
+    @staticmethod
+    def x0_from(output: Tensor, xt: Tensor, alpha_bar: Tensor, noise_variance: Tensor) -> Tensor:
         """x⁰ = √ᾱ x^t − √(1−ᾱ) v."""
         return alpha_bar.sqrt() * xt - noise_variance.sqrt() * output
 
