@@ -34,12 +34,15 @@ class Levels:
         """From one level to the next; n levels have n − 1 such gaps."""
         return (self.high - self.low) / (self.n - 1)
 
-    def to_x(self, images: Tensor) -> Tensor:
-        """x⁰ of pictures of levels, float64. UserError where a level is too high."""
+    def check(self, images: Tensor) -> None:
+        """UserError where a level is too high."""
         if (highest := int(images.max())) >= self.n:
             raise UserError(
                 f"the pictures hold level {highest}, and {self.n} levels end at {self.n - 1}; give more levels"
             )
+
+    def to_x(self, images: Tensor) -> Tensor:
+        """x⁰ of pictures of levels, float64."""
         return self.low + self.bin_width * images.double()
 
     def dequantize(self, images: Tensor, generator: Generator) -> Tensor:
@@ -60,6 +63,11 @@ class BitsPerDimension:
     def total(self) -> Tensor:
         """The bound, [n]."""
         return self.prior + self.kl.sum(1) + self.final
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """The three parts by name, [n] each, with the KL terms summed."""
+        return {"prior": self.prior, "kl": self.kl.sum(1), "final": self.final}
 
     @property
     def mean_and_stderr(self) -> tuple[float, float]:
@@ -114,6 +122,7 @@ def score_pictures(
     """
     if final_step not in FINAL_STEPS:
         raise UserError(f"no final step is named {final_step!r}; name one of {', '.join(FINAL_STEPS)}")
+    levels.check(images)
     p, dequantize = WithFinalStep(p, FINAL_STEPS[final_step](levels)), final_step != "discretized"
     batches, parts = images.to(generator.device).split(image_batch_size(images)), []
     with tqdm(total=len(batches) * q.T, unit="step", disable=not progress) as bar:

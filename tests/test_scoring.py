@@ -268,7 +268,7 @@ def test_the_probability_flow_gives_the_likelihood_that_the_bound_approaches():
 
 def test_a_level_beyond_the_last_is_a_mistake():
     with pytest.raises(UserError, match="level 16, and 16 levels end at 15"):
-        Levels(16).to_x(torch.tensor([0, 16], dtype=torch.uint8))
+        Levels(16).check(torch.tensor([0, 16], dtype=torch.uint8))
     assert torch.equal(
         Levels(17).to_x(torch.tensor([0, 8, 16], dtype=torch.uint8)), torch.tensor([-1.0, 0, 1]).double()
     )

@@ -45,10 +45,12 @@ def add_command(commands: argparse._SubParsersAction, name: str, run: str, about
     command.add_argument("--json", action="store_true", help="print one JSON object")
     if name == "list":
         return command
-    command.add_argument("name", help="an experiment, see `dpm list`")
+    if name != "score":
+        command.add_argument("name", help="an experiment, see `dpm list`")
     command.add_argument("--seed", type=seed, default=0)
     if name in ("train", "evaluate", "sample", "baselines", "denoise", "inpaint"):
         command.add_argument("--setting", type=setting, default="paper", help="paper (as published) or best")
+    if name in ("train", "evaluate", "score", "sample", "baselines", "denoise", "inpaint"):
         command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     if name in ("evaluate", "sample", "baselines", "denoise", "inpaint"):
         command.add_argument("--checkpoint", type=Path, help="weights to use in place of the shipped ones")
@@ -82,6 +84,14 @@ def build_parser() -> Parser:
     start.add_argument("--from", dest="start", type=Path, help="initial weights, such as those in data/weights")
 
     add("evaluate", "evaluate:evaluate", "K on held-out data, its parts, L_null and K*")
+
+    score = add("score", "score:score", "bits per dimension of a model trained elsewhere")
+    score.add_argument("folder", metavar="DIR", type=Path, help="a pipeline that diffusers saved")
+    score.add_argument("--data", type=Path, required=True, help="held-out pictures: a folder, or a .npy or .npz file")
+    score.add_argument("-n", "--n", type=int, default=100, help="number of pictures, drawn by the seed")
+    score.add_argument("--levels", type=int, default=256, help="grey levels, of which the last is 1 to the network")
+    score.add_argument("--clip", action="store_true", help="clip the predicted x⁰ to the range of the data")
+    score.add_argument("--final-step", choices=["discretized", "dequantized", "edge"], default="discretized")
 
     optimum = add("optimum", "ideal:optimum", "K* and −H(X⁰)")
     optimum.add_argument("--kernel", help="forward kernel for bits: flipping (the paper's) or masking")
