@@ -185,7 +185,7 @@ def test_a_folder_that_cannot_be_scored_is_one_line(score, copy, data, message):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--n", 1], "-n 1: give 2 pictures or more"),
+        (["--n", 1], "1 pictures have no standard error"),
         (["--levels", 1], "--levels 1: give 2 to 256"),
         (["--levels", 17], "level 240, and 17 levels end at 16"),
         (["--final-step", "none"], "invalid choice: 'none'"),

@@ -18,17 +18,18 @@ N_RANGES = 10  # ranges of timesteps over which KL terms are summed
 
 def score(args: argparse.Namespace) -> None:
     """`dpm score`: bits per dimension of pictures under a pipeline that `diffusers` saved."""
-    if args.n < 2:
-        raise UserError(f"-n {args.n}: give 2 pictures or more, or there is no standard error")
     if not 2 <= args.levels <= 256:
         raise UserError(f"--levels {args.levels}: give 2 to 256, the levels of 8 bits")
     images, levels = read_images(args.data), Levels(args.levels)
+    n = min(args.n, len(images))
+    if n < 2:
+        raise UserError(f"{n} pictures have no standard error; give 2 or more, by -n and --data")
     levels.check(images)  # what is wrong with the pictures is reported before the network is built
     device = choose_device(args.device)
     use_device(device)
     pipeline = load_pipeline(args.folder, device, (levels.low, levels.high) if args.clip else None)
     check_shape(images, pipeline.shape)
-    sample = images[torch.randperm(len(images), generator=Generator().manual_seed(args.seed))[: args.n]]
+    sample = images[torch.randperm(len(images), generator=Generator().manual_seed(args.seed))[:n]]
     generator = Generator(device).manual_seed(args.seed)
     bits = score_pictures(pipeline.p, pipeline.q, sample, levels, generator, args.final_step, progress=True)
     check_finite(bits)
@@ -38,9 +39,9 @@ def score(args: argparse.Namespace) -> None:
         "bits_per_dimension_stderr": stderr,
         "parts_bits_per_dimension": {part: float(values.mean()) for part, values in bits.parts.items()},
         "kl_by_timestep": sum_over_ranges(bits.kl.mean(0)),
-        "n": len(sample),
+        "n": n,
         "T": T,
-        "counted": f"an upper bound on -log2 P, at all {T} timesteps, of {len(sample)} of {len(images)} pictures",
+        "counted": f"an upper bound on -log2 P, at all {T} timesteps, of {n} of {len(images)} pictures",
         "shape": list(images.shape[1:]),
         "levels": levels.n,
         "predicts": pipeline.p.predicts,
