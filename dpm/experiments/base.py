@@ -17,8 +17,7 @@ from dpm.networks.unet import ConditionalSequential, MultiScaleBlock
 from dpm.reverse import DiffusionModel, KernelPerturbation, VPrediction
 from dpm.schedules import FixedSchedule, log_snr_linear
 
-#: (held-out x⁰, generator) → the log density of each sample under rival models, by name, nats per `Experiment.unit`
-Yardsticks = Callable[[Tensor, Generator], dict[str, Tensor]]
+Yardsticks = Callable[[Tensor, Generator], dict[str, Tensor]]  #: (x⁰, generator) → rivals' log densities, [B] by name
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Experiment:
     images: Callable[[torch.device], ImageDataset] | None = None  #: loads the data, where they are pictures
     whole_images: Callable[[Generator], Tensor] | None = None  #: held-out pictures to restore, where K is of patches
     vectors: VectorDataset | None = None  #: the data, where they are points or bits of a fixed set
-    yardsticks: Yardsticks | None = None  #: rival density models, fitted to the training data
+    yardsticks: Yardsticks | None = None  #: rival density models of x⁰, in nats per `unit`
 
     @property
     def kind(self) -> str:
