@@ -119,10 +119,11 @@ def imported(name):
 
 
 def test_dependencies_are_what_the_module_imports():
-    """The player is of the book: it alone needs a notebook's packages."""
-    needed = {requirement.name for requirement in NEEDED}
-    assert set().union(*(imported(name) for name in ORDER if name != "player")) == needed
-    assert imported("player") <= needed | {requirement.name for requirement in EXTRAS["book"]}
+    """The player alone needs a notebook's packages, and what reads pipelines alone `diffusers`."""
+    needed, optional = {requirement.name for requirement in NEEDED}, {"player": "book", "pipelines": "diffusers"}
+    assert set().union(*(imported(name) for name in ORDER if name not in optional)) == needed
+    for name, extra in optional.items():
+        assert imported(name) <= needed | {requirement.name for requirement in EXTRAS[extra]}
 
 
 def test_the_pinned_versions_of_the_book_satisfy_the_package():

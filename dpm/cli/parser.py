@@ -94,17 +94,11 @@ def add_command(commands: argparse._SubParsersAction, name: str, run: str, about
     return command
 
 
-def build_parser() -> Parser:
-    """The parser of all commands. `run` names what does the work: a module, a colon, a function."""
-    top = Parser(
-        prog="dpm",
-        description="Train and check the experiments of the diffusion paper (2015).",
-        epilog="Points and bits take one thread, which is fastest; OMP_NUM_THREADS asks for another number.",
-    )
-    add = partial(add_command, top.add_subparsers(required=True, metavar="COMMAND"))
+Add = Callable[[str, str, str], argparse.ArgumentParser]  #: (command, what runs it, what it does) → its parser
 
-    add("list", "listing:list_experiments", "experiments, settings, the paper's numbers, shipped weights")
 
+def add_train(add: Add) -> None:
+    """`dpm train`."""
     train = add("train", "train:train_experiment", "maximise K; writes checkpoint, weights and results.json")
     train.add_argument("--steps", type=int, help="optimiser steps, in place of the setting's own number")
     train.add_argument("--out", type=Path, help="folder; runs/NAME-SETTING by default")
@@ -126,12 +120,9 @@ def build_parser() -> Parser:
     start.add_argument("--resume", action="store_true", help="continue from the folder's checkpoint")
     start.add_argument("--from", dest="start", type=Path, help="initial weights, such as those in data/weights")
 
-    curve = add("curve", "curve:curve", "learning curves of runs, beside K* where it is known")
-    curve.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders that `dpm train` writes")
-    curve.add_argument("--out", type=file_path(".png"), help="a .png of them")
 
-    add("evaluate", "evaluate:evaluate", "K on held-out data, its parts, L_null and K*")
-
+def add_score(add: Add) -> None:
+    """`dpm score`."""
     score = add("score", "score:score", "bits per dimension of a model trained elsewhere")
     score.add_argument("folder", metavar="DIR", type=Path, help="a pipeline that diffusers saved")
     score.add_argument("--data", type=Path, required=True, help="held-out pictures: a folder, or a .npy or .npz file")
@@ -140,6 +131,9 @@ def build_parser() -> Parser:
     score.add_argument("--clip", action="store_true", help="clip the predicted x⁰ to the range of the data")
     score.add_argument("--final-step", choices=["discretized", "dequantized", "edge"], default="discretized")
 
+
+def add_ideal(add: Add) -> None:
+    """`dpm optimum` and `dpm schedule`."""
     optimum = add("optimum", "ideal:optimum", "K* and −H(X⁰)")
     optimum.add_argument("--kernel", help="forward kernel for bits: flipping (the paper's) or masking")
     optimum.add_argument("--length", type=int, help="number of bits of another heartbeat")
@@ -148,6 +142,9 @@ def build_parser() -> Parser:
     schedule = add("schedule", "ideal:schedule", "the noise schedule that makes K* the highest")
     schedule.add_argument("--out", type=Path, help="a JSON file for it")
 
+
+def add_sample(add: Add) -> None:
+    """`dpm sample`, `dpm denoise` and `dpm inpaint`, and what samples are compared with."""
     sample = add("sample", "sample:sample", "draw from p(x⁰)")
     sample.add_argument(
         "--out",
@@ -162,4 +159,24 @@ def build_parser() -> Parser:
     denoise.add_argument("--variance", type=float, default=1.0, help="of the noise; 1 is that of the data")
     inpaint = add("inpaint", "sample:inpaint", "restore held-out pictures from a hole in their middle")
     inpaint.add_argument("--hole", type=int, default=4, help="side of the hole, in pixels")
+
+
+def build_parser() -> Parser:
+    """The parser of all commands. `run` names what does the work: a module, a colon, a function."""
+    top = Parser(
+        prog="dpm",
+        description="Train and check the experiments of the diffusion paper (2015).",
+        epilog="Points and bits take one thread, which is fastest; OMP_NUM_THREADS asks for another number.",
+    )
+    add = partial(add_command, top.add_subparsers(required=True, metavar="COMMAND"))
+
+    add("list", "listing:list_experiments", "experiments, settings, the paper's numbers, shipped weights")
+    add_train(add)
+    curve = add("curve", "curve:curve", "learning curves of runs, beside K* where it is known")
+    curve.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders that `dpm train` writes")
+    curve.add_argument("--out", type=file_path(".png"), help="a .png of them")
+    add("evaluate", "evaluate:evaluate", "K on held-out data, its parts, L_null and K*")
+    add_score(add)
+    add_ideal(add)
+    add_sample(add)
     return top

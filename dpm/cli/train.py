@@ -29,7 +29,7 @@ from dpm.distributed import (
 from dpm.errors import UserError
 from dpm.evaluation import evaluate_experiment
 from dpm.experiments.base import Experiment, TrainConfig
-from dpm.experiments.registry import build_model, load_weights
+from dpm.experiments.registry import build_model, check_trained_on, load_weights
 from dpm.figures import SAMPLE_PLOTS, to_png
 from dpm.files import check_writable, read_tensors, write_file, write_json, write_tensors
 from dpm.profiling import throughput
@@ -53,6 +53,8 @@ def train_experiment(args: argparse.Namespace) -> None:
     check_batch_splits(config.batch)
     metadata = {"experiment": experiment.name, "setting": setting, "seed": str(args.seed), "steps": str(n_steps)}
     metadata |= {"command": command_line()} | told
+    if args.start and args.name:
+        check_trained_on(args.name, args.start)
     model = load_weights(config, args.start).requires_grad_() if args.start else build_model(config, args.seed)
     like = experiment.draw(1, Generator(device))  # missing data are reported before anything is written
     state = TrainState(model, device, args.seed, metadata)

@@ -60,6 +60,12 @@ def load_model(name: str, setting: str, path: Path | None = None, device: torch.
             "`dpm train` makes them, --checkpoint names them"
         )
     path = path or weights_path(name, setting)
+    check_trained_on(name, path)
+    return load_weights(config, path, device)
+
+
+def check_trained_on(name: str, path: Path) -> None:
+    """UserError where weights or a checkpoint say that they are of a user's own data, or of another experiment."""
     _, metadata = read_tensors(path)
     if "data" in metadata:
         raise UserError(f"{path} was trained on data of your own, not on {name}; name them by --data instead")
@@ -67,7 +73,6 @@ def load_model(name: str, setting: str, path: Path | None = None, device: torch.
         raise UserError(
             f"{path} belongs to another experiment or setting ({metadata['experiment']}); name one of {name}"
         )
-    return load_weights(config, path, device)
 
 
 def load_weights(config: TrainConfig, path: Path, device: torch.device | str = "cpu") -> DiffusionModel:
