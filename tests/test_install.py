@@ -71,7 +71,7 @@ def installed(archives, tmp_path_factory):
     (packages,) = folder.glob("lib/python*/site-packages")
     (packages / "running.pth").write_text(sysconfig.get_path("purelib"))
     pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install"]
-    run(*pip, "--no-deps", "--no-build-isolation", "--no-index", archives[1], cwd=folder)
+    run(*pip, "--no-deps", "--no-index", "--ignore-installed", archives[1], cwd=folder)
     return folder / "bin"
 
 
