@@ -165,8 +165,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
-def read_json(path: Path) -> dict:
-    """Read the record that a JSON file holds. UserError when it is missing, broken, or has a number not finite."""
+def read_json(path: Path, mend: str = "copy or install it anew") -> dict:
+    """Read the record that a JSON file holds. UserError when it is missing, broken, or has a number not finite.
+
+    `mend` tells the user what to do then.
+    """
     check_is_file(path, "JSON")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -175,11 +178,11 @@ def read_json(path: Path) -> dict:
             raise ValueError(f"{names[0]} is not finite" if names else "it is not one object")
         return content
     except FileNotFoundError:
-        raise UserError(f"no record at {path}; copy or install it anew") from None
+        raise UserError(f"no record at {path}; {mend}") from None
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; copy or install it anew") from None
+        raise UserError(f"cannot read {path}: {error.strerror}; {mend}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a whole record ({error}); copy or install it anew") from None
+        raise UserError(f"{path} is not a whole record ({error}); {mend}") from None
 
 
 def strip_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ def read_log(path: Path) -> list[dict]:
         return [json.loads(line) for line in path.read_text("utf8").split("\n")[:-1]]
     except FileNotFoundError:
         raise UserError(f"no log at {path}; name the folder of a run of `dpm train`") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no log of `dpm train` ({error}); take it away") from None
 
 

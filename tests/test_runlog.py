@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from dpm import figures, training
+from dpm.cli.curve import shipped_optimum
 from dpm.errors import UserError
 from dpm.experiments.registry import EXPERIMENTS, build_model
 from dpm.experiments.shipped import load_result
@@ -177,6 +178,21 @@ def test_curves_that_cannot_be_drawn_are_refused(dpm, run_of, tmp_path):
     for words, expected in refused.items():
         status, out, err = dpm("curve", *words)
         assert status == 2 and out == "" and expected in err and err.count("\n") == 1
+
+
+def test_a_curve_whose_setting_has_no_shipped_result_has_no_K_star():
+    assert shipped_optimum({"experiment": "bark", "setting": "paper", "T": 1000}) is None
+    record = load_result("heartbeat", "best")
+    assert shipped_optimum({"experiment": "heartbeat", "setting": "best", "T": 2000}) == record["K_optimum_bits"]
+
+
+def test_a_damaged_choice_of_a_run_is_one_line(dpm, run_of):
+    """Also numbers that JSON has no word for, which Python would read."""
+    run = run_of("heartbeat")
+    for content in ('{"unit": NaN}', "[]", "[" * 5_000):
+        (run / "config.json").write_text(content)
+        status, out, err = dpm("curve", run, "--json")
+        assert (status, out) == (2, "") and "not a whole record" in err and err.count("\n") == 1
 
 
 def test_samples_in_the_folder_are_those_of_the_averaged_weights(dpm, tmp_path, monkeypatch):

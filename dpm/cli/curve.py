@@ -1,14 +1,13 @@
 """`dpm curve`."""
 
 import argparse
-import json
 from pathlib import Path
 
 from dpm.cli.output import print_result
 from dpm.errors import UserError
-from dpm.experiments.shipped import load_result
+from dpm.experiments.shipped import load_result, result_path
 from dpm.figures import plot_learning_curves, to_png
-from dpm.files import write_file
+from dpm.files import read_json, to_json, write_file
 from dpm.runlog import read_log
 
 
@@ -21,7 +20,7 @@ def curve(args: argparse.Namespace) -> None:
     if args.out:
         write_file(args.out, to_png(plot_learning_curves(runs, units.pop())))
     if args.json:
-        print(json.dumps({"runs": runs}, ensure_ascii=False))
+        print(to_json({"runs": runs}))
         return
     for run in runs:
         last = {name: run[name][-1] for name in ("step", "K_bits")} if run["step"] else {}
@@ -30,9 +29,9 @@ def curve(args: argparse.Namespace) -> None:
 
 def read_run(folder: Path) -> dict:
     """The log of a run, the unit of its K, and, once they are there, K on held-out data and K*."""
-    log = read_log(folder / "log.jsonl")
-    config = read_json(folder / "config.json")
-    result = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
+    log, mend = read_log(folder / "log.jsonl"), "name the folder of a run of `dpm train`"
+    config = read_json(folder / "config.json", mend)
+    result = read_json(folder / "results.json", mend) if (folder / "results.json").exists() else {}
     try:
         if result and result["provenance"]["command"] != config["provenance"]["command"]:
             result = {}  # of an earlier run in this folder
@@ -48,20 +47,9 @@ def read_run(folder: Path) -> dict:
         raise UserError(f"{folder} was not written by `dpm train` of this version ({error}); name another") from None
 
 
-def read_json(path: Path) -> dict:
-    """A JSON document; UserError where it is missing or damaged."""
-    try:
-        return json.loads(path.read_text("utf8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} ({error}); name the folder of a run of `dpm train`") from None
-
-
 def shipped_optimum(config: dict) -> float | None:
     """K* as the shipped result of the same experiment, setting and number of timesteps has it; None for own data."""
-    if "data" in config:
+    if "data" in config or not result_path(config["experiment"], config["setting"]).exists():
         return None
-    try:
-        result = load_result(config["experiment"], config["setting"])
-    except FileNotFoundError:
-        return None
+    result = load_result(config["experiment"], config["setting"])
     return result.get("K_optimum_bits") if result["T"] == config["T"] else None

@@ -30,9 +30,14 @@ def schedule_path(name: str) -> Path:
     return DATA / "schedules" / f"{name}.json"
 
 
+def result_path(name: str, setting: str) -> Path:
+    """The shipped result of an experiment's setting."""
+    return DATA / "results" / f"{name}-{setting}.json"
+
+
 def load_result(name: str, setting: str) -> dict:
     """The shipped result: what `dpm train` wrote when it made the shipped weights."""
-    return read_json(DATA / "results" / f"{name}-{setting}.json")
+    return read_json(result_path(name, setting))
 
 
 def load_schedule(name: str) -> Tensor:
