@@ -128,7 +128,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 # Reading
 
 #: the types that a safetensors file may hold
-DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8}
+DTYPES: set[torch.dtype] = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8}
 
 
 def check_is_file(path: Path, what: str) -> None:
