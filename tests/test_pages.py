@@ -276,11 +276,16 @@ def test_the_laboratory_keeps_an_experiment_for_comparison(laboratory):
 def test_the_laboratory_answers_its_questions(laboratory):
     page = laboratory()
     for name in ("beta", "steps"):
+        before = part(page, "row-first").locator("td").all_inner_texts()
         page.locator(f"[data-question={name}]").click()
         assert page.locator(f"[data-answer={name}]").is_visible() and page.locator("[data-answer]:visible").count() == 1
         part(page, "row-K").scroll_into_view_if_needed()
-        page.wait_for_function(
-            "document.querySelectorAll('[data-lab=row-first] td')[1].textContent && !document.querySelector('.waiting')"
+        page.wait_for_function(  # for both numbers of this question: those of the one before stand until then
+            """before => !document.querySelector('.waiting') && [0, 1].every(i => {
+                const now = document.querySelectorAll('[data-lab=row-first] td')[i].textContent
+                return now && now !== before[i]
+            })""",
+            arg=before,
         )
         (now, now_stderr), (kept, kept_stderr) = bits_of(page, "first"), bits_of(page, "first", 1)
         larger, smaller = (now, kept) if name == "beta" else (kept, now)
