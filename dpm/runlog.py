@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 from dpm.errors import UserError
-from dpm.files import write_errors_as_user_errors, write_file
+from dpm.files import to_json, write_errors_as_user_errors, write_file
 
 
 def append_record(path: Path, record: dict) -> None:
     """Add a line to a log. UserError where it cannot be written."""
     with write_errors_as_user_errors(path), path.open("a", encoding="utf8") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(to_json(record) + "\n")
 
 
 def read_log(path: Path) -> list[dict]:
@@ -26,4 +26,4 @@ def read_log(path: Path) -> list[dict]:
 def cut_log(path: Path, step: int) -> None:
     """Keep what a log says up to a step: a resumed run does the later steps again, and a new one all of them."""
     kept = [record for record in read_log(path) if record["step"] <= step] if step and path.exists() else []
-    write_file(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+    write_file(path, "".join(to_json(record) + "\n" for record in kept).encode())

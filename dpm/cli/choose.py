@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from dpm.cli.parser import DEFAULT_SETTING
@@ -22,20 +23,27 @@ def choose_trained(args: argparse.Namespace) -> tuple[Experiment, str, Diffusion
         experiment, setting = own_trained(args)
     else:
         experiment, setting = get_experiment(args.name, args.setting)[0], args.setting
-    device = choose_device(args.device)
-    use_device(device)
-    if experiment.images is None:
-        use_one_thread()
+    device = choose_machine(args.device, experiment)
     if args.name is None:
         return experiment, setting, load_weights(experiment.settings[setting], args.checkpoint, device)
     return experiment, setting, load_model(args.name, setting, args.checkpoint, device)
+
+
+def choose_machine(name: str, experiment: Experiment) -> torch.device:
+    """The device of this name, made the process's own; and one thread for points and bits."""
+    device = choose_device(name)
+    use_device(device)
+    if experiment.images is None:
+        use_one_thread()
+    return device
 
 
 def choose_to_train(args: argparse.Namespace) -> tuple[Experiment, str, Path, dict[str, str]]:
     """The experiment to train, its setting, the folder of the run, and what the header of its weights must say."""
     if args.name is not None:
         experiment, _ = get_experiment(args.name, args.setting)
-        return experiment, args.setting, args.out or Path("runs", f"{args.name}-{args.setting}"), check_no_choices(args)
+        check_no_choices(args)
+        return experiment, args.setting, args.out or Path("runs", f"{args.name}-{args.setting}"), {}
     check_no_setting(args)
     folder = args.out or Path("runs", args.data.resolve().stem)
     checkpoint = folder / "checkpoint.safetensors"
@@ -47,12 +55,11 @@ def choose_to_train(args: argparse.Namespace) -> tuple[Experiment, str, Path, di
     return own_experiment(choices, data), choices.network, folder, {"data": dump_choices(choices)}
 
 
-def check_no_choices(args: argparse.Namespace) -> dict[str, str]:
-    """An empty dict; UserError where one of `OWN_OPTIONS` is given beside a named experiment."""
+def check_no_choices(args: argparse.Namespace) -> None:
+    """UserError where one of `OWN_OPTIONS` is given beside a named experiment."""
     for name in OWN_OPTIONS:
         if getattr(args, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} is for --data; the settings of {args.name} fix their own")
-    return {}
 
 
 def resume_choices(path: Path, chosen: dict, checkpoint: Path) -> tuple[Choices, Tensor]:

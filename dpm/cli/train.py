@@ -12,24 +12,21 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from dpm.cli.choose import choose_to_train
+from dpm.cli.choose import choose_machine, choose_to_train
 from dpm.cli.output import print_result
 from dpm.cli.sample import draw_samples
 from dpm.distributed import (
     check_batch_splits,
-    choose_device,
     choose_precision,
     close_distributed,
     hold_folder,
     init_distributed,
     rank_and_world_size,
-    use_device,
-    use_one_thread,
 )
 from dpm.errors import UserError
 from dpm.evaluation import evaluate_experiment
 from dpm.experiments.base import Experiment, TrainConfig
-from dpm.experiments.registry import build_model, check_trained_on, load_weights
+from dpm.experiments.registry import build_model, load_weights
 from dpm.figures import SAMPLE_PLOTS, to_png
 from dpm.files import check_writable, read_tensors, write_file, write_json, write_tensors
 from dpm.profiling import throughput
@@ -45,17 +42,16 @@ def train_experiment(args: argparse.Namespace) -> None:
     config = experiment.settings[setting]
     n_steps = config.n_steps if args.steps is None else args.steps
     check_counts(n_steps, args.micro_batch)
-    device = choose_device(args.device)
-    use_device(device)
-    if experiment.images is None:
-        use_one_thread()
+    device = choose_machine(args.device, experiment)
     init_distributed(device)
     check_batch_splits(config.batch)
     metadata = {"experiment": experiment.name, "setting": setting, "seed": str(args.seed), "steps": str(n_steps)}
     metadata |= {"command": command_line()} | told
-    if args.start and args.name:
-        check_trained_on(args.name, args.start)
-    model = load_weights(config, args.start).requires_grad_() if args.start else build_model(config, args.seed)
+    model = (
+        load_weights(config, args.start, name=args.name).requires_grad_()
+        if args.start
+        else build_model(config, args.seed)
+    )
     like = experiment.draw(1, Generator(device))  # missing data are reported before anything is written
     state = TrainState(model, device, args.seed, metadata)
     checkpoint = folder / "checkpoint.safetensors"

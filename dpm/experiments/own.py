@@ -96,26 +96,31 @@ def n_scales(shape: tuple[int, ...], most: int) -> int:
     return 1 + sum(height % 2**k == width % 2**k == 0 and min(height, width) >= 4 * 2**k for k in halvings)
 
 
+def gaussian_model(choices: Choices, p: torch.nn.Module) -> DiffusionModel:
+    """Real numbers on their fixed schedule, with a reverse model."""
+    return DiffusionModel(FixedSchedule(forward_process(choices, choices.T).beta), GaussianForward, p)
+
+
 def u_net_pictures(choices: Choices) -> DiffusionModel:
     """v-prediction by a U-Net of up to four sizes that sees Fourier features of the grey levels."""
     scales, channels = n_scales(choices.shape, most=4), choices.shape[0]
     widths, depths = (32, 64, 128, 128)[:scales], (1, 2, 2, 2)[:scales]
     p = VPrediction(ImageDenoiser(channels, widths[0], u_net(widths, depths), n_frequencies=5))
-    return DiffusionModel(FixedSchedule(forward_process(choices, choices.T).beta), GaussianForward, p)
+    return gaussian_model(choices, p)
 
 
 def paper_pictures(choices: Choices) -> DiffusionModel:
     """D.2.1 with the convolutional pathway alone, as for bark and dead leaves."""
-    pathway = ConvPathway(choices.shape[0], 100, 6, 3, n_scales(choices.shape, most=4))
+    pathway = ConvPathway(choices.shape[0], 100, n_layers=6, kernel=3, n_scales=n_scales(choices.shape, most=4))
     p = paper_reverse(choices.T, choices.shape[0], [pathway], width=100, n_layers=4)
-    return DiffusionModel(FixedSchedule(forward_process(choices, choices.T).beta), GaussianForward, p)
+    return gaussian_model(choices, p)
 
 
 def mlp_points(choices: Choices) -> DiffusionModel:
     """v-prediction by an MLP on Fourier features."""
     (dimensions,) = choices.shape
     p = VPrediction(FourierMLP(dimensions, width=max(128, 2 * dimensions), n_layers=3, n_frequencies=4))
-    return DiffusionModel(FixedSchedule(forward_process(choices, choices.T).beta), GaussianForward, p)
+    return gaussian_model(choices, p)
 
 
 def paper_points(choices: Choices) -> DiffusionModel:

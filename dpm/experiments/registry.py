@@ -59,14 +59,11 @@ def load_model(name: str, setting: str, path: Path | None = None, device: torch.
             f"no weights of {name} --setting {setting} are shipped{only}; "
             "`dpm train` makes them, --checkpoint names them"
         )
-    path = path or weights_path(name, setting)
-    check_trained_on(name, path)
-    return load_weights(config, path, device)
+    return load_weights(config, path or weights_path(name, setting), device, name)
 
 
-def check_trained_on(name: str, path: Path) -> None:
-    """UserError where weights or a checkpoint say that they are of a user's own data, or of another experiment."""
-    _, metadata = read_tensors(path)
+def check_trained_on(name: str, metadata: dict[str, str], path: Path) -> None:
+    """UserError where the metadata of weights say that they are of a user's own data, or of another experiment."""
     if "data" in metadata:
         raise UserError(f"{path} was trained on data of your own, not on {name}; name them by --data instead")
     if metadata.get("experiment", name) != name:
@@ -75,9 +72,16 @@ def check_trained_on(name: str, path: Path) -> None:
         )
 
 
-def load_weights(config: TrainConfig, path: Path, device: torch.device | str = "cpu") -> DiffusionModel:
-    """The trained model of a configuration, from weights or a checkpoint of `dpm train`."""
-    tensors, _ = read_tensors(path)
+def load_weights(
+    config: TrainConfig, path: Path, device: torch.device | str = "cpu", name: str | None = None
+) -> DiffusionModel:
+    """The trained model of a configuration, from weights or a checkpoint of `dpm train`.
+
+    UserError where a name of an experiment is given and they are not of it.
+    """
+    tensors, metadata = read_tensors(path)
+    if name is not None:
+        check_trained_on(name, metadata, path)
     model = build_model(config)
     load_state(model, strip_prefix(tensors, "ema.module.") or tensors, path)
     check_schedule(model.schedule(), path)
