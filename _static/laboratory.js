@@ -523,7 +523,7 @@ const condition = (() => {
   }
   /** Samples of the product, weighted, and exact ones. */
   function* run(e) {
-    while (!e.q || !e.p) yield;
+    while (!e.q || !e.p) yield e.work();
     const what = controls.what.value, variance = ["second", "first"].map(other => what === other ? Infinity : 10 ** (2 * controls.s.value));
     const r = new dpm.GaussianLikelihood(y, variance), g = new dpm.Generator(1), n = 200, {probs, law} = dpm.exact_posterior(e.ideal, r);
     const p = e.settings.model === "full" ? e.ideal : e.p;  // r multiplies one coordinate at a time
