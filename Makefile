@@ -10,7 +10,8 @@ TEXTS := $(CHAPTERS) $(wildcard chapters/*.md chapters/*/*.md dpm/*.py dpm/*/*.p
 FRAME := _config.yml _toc.yml $(wildcard tools/*.py _static/*)
 
 # One thread a process: two run side by side, and sums come out in one order on every machine.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+# What is in one group stays in one process: a notebook, a file whose fixture is costly. The largest groups come first.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 600
 
 .PHONY: help book test test-units test-fast lint run twice bench links release clean
@@ -27,8 +28,7 @@ $(BUILT): $(READY) $(TEXTS) $(FRAME)
 	touch $@
 
 test: lint book  ## check everything: style and types, units, every number in the book, the pages
-	$(PYTEST) tests -rs
-	$(PYTEST) chapters $(NBVAL)
+	$(PYTEST) tests chapters $(NBVAL) -rs
 
 test-units: $(READY)  ## check the module alone, without the book
 	$(PYTEST) tests -rs -m "not book"

@@ -1,6 +1,5 @@
 """Pipelines that the package `diffusers` saved, as forward process and reverse model."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from dpm.adapters import PretrainedReverse, fixed_large, fixed_small, forward_process, learned, learned_range
 from dpm.errors import UserError
+from dpm.files import read_json
 from dpm.forward import GaussianForward
 
 NETWORKS = ("UNet2DModel",)
@@ -64,13 +64,8 @@ def load_pipeline(folder: Path, device: torch.device, clip: tuple[float, float] 
 
 def read_config(path: Path, classes: tuple[str, ...]) -> dict:
     """A configuration of one of these classes. UserError where there is none, or another's."""
-    try:
-        config = json.loads(path.read_text("utf8"))
-        found = config.get("_class_name")
-    except FileNotFoundError:
-        raise UserError(f"no {path}; name a folder that save_pretrained of a diffusers pipeline wrote") from None
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is not a configuration of diffusers ({error}); copy the folder anew") from None
+    config = read_json(path, "name a folder that save_pretrained of a diffusers pipeline wrote")
+    found = config.get("_class_name")
     if found not in classes:
         raise UserError(f"{path} is of a {found}; give a folder whose class is {' or '.join(classes)}")
     return config

@@ -159,7 +159,7 @@ def constant(r: Likelihood, q: ForwardProcess, t: int | Tensor, x: Tensor) -> Li
 
 def annealed(r: Likelihood, q: ForwardProcess, t: int | Tensor, x: Tensor) -> Likelihood:
     """r(x^t) = r(x⁰)^{(T−t)/T}, Section 2.5.4: it leaves the start p(x^T) as it is."""
-    return r.temper(extract(1 - torch.arange(q.T + 1, device=x.device) / q.T, t, x))
+    return r.temper(extract(1 - torch.arange(q.T + 1, dtype=torch.float64, device=x.device) / q.T, t, x))
 
 
 def diffused(r: GaussianLikelihood | BernoulliLikelihood, q: ForwardProcess, t: int | Tensor, x: Tensor) -> Likelihood:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch.distributed.run import get_args_parser
 
-from dpm import posterior, training
+from dpm import posterior, reverse, training
 from dpm.cli.output import print_result
 from dpm.cli.parser import build_parser
 from dpm.data.sets import load_digits
@@ -734,3 +734,11 @@ def test_points_and_bits_take_one_thread_unless_the_user_asks(dpm, monkeypatch, 
     if asked:
         monkeypatch.setenv("OMP_NUM_THREADS", asked)
     assert dpm(*words)[0] == 0 and chosen == expected
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.png", "x.safetensors"])
+def test_samples_that_are_not_finite_are_not_written(dpm, monkeypatch, tmp_path, name):
+    monkeypatch.setattr(reverse, "sample", lambda p, q, like, generator: torch.full_like(like, torch.nan))
+    status, out, err = dpm("sample", "swiss_roll", "-n", 5, "--out", tmp_path / name)
+    assert status == 2 and out == "" and "x holds values that are not finite" in err
+    assert not list(tmp_path.iterdir())

@@ -151,7 +151,7 @@ def truncate(folder):
 
 SPOILT = {
     "name a folder that save_pretrained": lambda folder: (folder / "unet" / "config.json").unlink(),
-    "is not a configuration": lambda folder: (folder / "unet" / "config.json").write_text("{"),
+    "is not a whole record": lambda folder: (folder / "unet" / "config.json").write_text("{"),
     "whose pickles could run code": rename_to_bin,
     "holds no weights": lambda folder: (folder / "unet" / f"{WEIGHTS}.safetensors").unlink(),
     "cannot be built": truncate,

@@ -50,6 +50,7 @@ def sample(args: argparse.Namespace) -> None:
     """`dpm sample`: samples of p(x⁰); of bits the share that data could have been, of the roll their mean log q(x⁰)."""
     experiment, setting, model, q, generator = load_sampler(args)
     x = draw_samples(experiment, model, q, args.n, generator)
+    check_drawn(args, {"x": x})
     if args.out and args.out.suffix == ".npy":
         write_array(args.out, to_data(experiment, x))
     else:
@@ -81,12 +82,13 @@ def to_data(experiment: Experiment, x: Tensor) -> Tensor:
     return levels[..., 0] if levels.shape[3] == 1 else levels
 
 
-def save_samples(args: argparse.Namespace, plot: Callable[..., Figure], arrays: dict[str, Tensor]) -> None:
-    """Write what was drawn to --out: as the figure of it, or as arrays in half precision.
-
-    UserError, whether or not it is to be written, where it is not finite.
-    """
+def check_drawn(args: argparse.Namespace, arrays: dict[str, Tensor]) -> None:
+    """UserError, whether or not it is to be written, where what was drawn is not finite."""
     check_finite(arrays, args.checkpoint or f"samples of {args.name} --setting {args.setting}")
+
+
+def save_samples(args: argparse.Namespace, plot: Callable[..., Figure], arrays: dict[str, Tensor]) -> None:
+    """Write what was drawn to --out: as the figure of it, or as arrays in half precision."""
     if args.out and args.out.suffix == ".safetensors":
         write_tensors(args.out, {name: x.half() for name, x in arrays.items()}, {"command": command_line()})
     elif args.out:
@@ -133,7 +135,9 @@ def restore(args: argparse.Namespace, observe: Callable[..., tuple[GaussianLikel
     x0 = (experiment.whole_images or experiment.held_out_data)(generator)[: args.n].float()
     r, seen = observe(x0, generator)
     x, _ = sample_posterior(model.p, q, r, x0, generator, R_SCHEDULES[r_name])
-    save_samples(args, plot_restorations, {"x0": x0, "seen": seen, "restored": x})
+    arrays = {"x0": x0, "seen": seen, "restored": x}
+    check_drawn(args, arrays)
+    save_samples(args, plot_restorations, arrays)
     result = {"experiment": experiment.name, "setting": setting, "n": len(x0), "r": r_name, "T": q.T}
     result |= {"error_seen": float((seen - x0).square().mean()), "error_restored": float((x - x0).square().mean())}
     print_result(result | {"provenance": provenance(args.seed, q.beta.device)}, args.json)
