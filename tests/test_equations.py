@@ -26,24 +26,27 @@ def test_the_page_is_the_one_that_the_sources_make():
     assert (ROOT / "chapters" / "equations.md").read_text("utf8") == equations.page(ROOT), "python tools/equations.py"
 
 
+REFERENCES = {
+    "function": ("dpm/**/*.py", "(15)"),
+    "chapter": ("chapters/evidence_lower_bound.ipynb", "tag{15}"),
+    "test": ("tests/test_training.py", "Equation (15)"),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("files", "reference", "kind"),
-    [
-        ("dpm/**/*.py", "(15)", "function"),
-        ("chapters/evidence_lower_bound.ipynb", "tag{15}", "chapter"),
-        ("tests/test_training.py", "Equation (15)", "test"),
-    ],
-)
-def test_a_deleted_reference_is_noticed(tmp_path, files, reference, kind):
+def test_deleted_references_are_noticed(tmp_path):
+    """One after the other, in a copy."""
     shutil.copy(ROOT / "_toc.yml", tmp_path)  # it has the order of the chapters
     for folder in ("dpm", "chapters", "tests"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    assert equations.page(tmp_path) == equations.page(ROOT)
-    for path in tmp_path.glob(files):
-        path.write_text(path.read_text("utf8").replace(reference, ""), "utf8")
-    assert equations.missing(tmp_path)["(15)"] == [kind]
-    assert equations.page(tmp_path) != equations.page(ROOT)
+    pages, deleted = [equations.page(ROOT)], []
+    assert equations.page(tmp_path) == pages[0]
+    for kind, (files, reference) in REFERENCES.items():
+        for path in tmp_path.glob(files):
+            path.write_text(path.read_text("utf8").replace(reference, ""), "utf8")
+        deleted.append(kind)
+        pages.append(equations.page(tmp_path))
+        assert equations.missing(tmp_path)["(15)"] == deleted and pages[-1] != pages[-2]
 
 
 @pytest.mark.parametrize(
