@@ -14,7 +14,7 @@ FRAME := _config.yml _toc.yml $(wildcard tools/*.py _static/*)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 600
 
-.PHONY: help book test test-units test-fast lint run twice bench links release clean
+.PHONY: help book test test-units test-fast elsewhere lint run twice bench links release clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
@@ -35,6 +35,9 @@ test-units: $(READY)  ## check the module alone, without the book
 
 test-fast: $(READY)  ## check the module alone, without the tests that take seconds
 	$(PYTEST) tests -m "not book and not slow"
+
+elsewhere:  ## the fast tests for another user, with no HOME, in a strange folder that cannot be written, in random order
+	tools/elsewhere.sh
 
 lint: $(READY)  ## style and types, the workflows, the citation
 	$(BIN)/ruff check .
