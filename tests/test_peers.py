@@ -90,5 +90,5 @@ def test_the_record_says_what_was_done():
     for row in rows:
         assert row.keys() >= CHOICE and row["unit"] == PEERS["EXPERIMENTS"][row["data"]].unit
         assert 0.9 * record["seconds"] < row["cpu_seconds"] < 1.06 * record["seconds"]
-        (dpm,) = [other for other in rows if (other["data"], other["library"]) == (row["data"], "dpm")]
-        assert math.isclose(dpm["K_bits"] - row["K_bits"], row["dpm_ahead_bits"], abs_tol=1e-9)
+        of_dpm = [other["K_bits"] for other in rows if (other["data"], other["library"]) == (row["data"], "dpm")]
+        assert any(math.isclose(K - row["K_bits"], row["dpm_ahead_bits"], abs_tol=1e-9) for K in of_dpm)
