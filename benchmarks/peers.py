@@ -11,7 +11,6 @@ Seconds are CPU time of this process, so that other work on the machine takes no
 import argparse
 import itertools
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -329,29 +328,35 @@ def format_row(row: dict) -> str:
     return f"{start}{K}{behind}{row['steps']:8}  {end}"
 
 
+def measure(name: str, seconds: float, show: Callable[[dict], None]) -> dict:
+    """The record of a data set: its rows, each shown as it is done, and what made them."""
+    rows = []
+    for row in rows_of(name, seconds):
+        show(row)
+        rows.append(row)
+    made = provenance(SEED, CPU)
+    made |= {"command": f"python benchmarks/peers.py {name} --seconds {seconds:g}", "processor": processor()}
+    made["versions"] |= {library: version(library) for library in ("smalldiffusion", "diffusers")}
+    return {"seconds": seconds, "clock": "CPU time of the process", "rows": rows, "provenance": made}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", default=[*RIVALS], help=f"data sets, of {', '.join(RIVALS)} (all)")
     parser.add_argument("--seconds", type=float, default=60, help="CPU seconds of each training (60)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--save", type=Path, help="write that object to a file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, a record for each data set")
+    parser.add_argument("--save", type=Path, help="write each record to peers-NAME.json in this folder")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
+    show = (lambda row: None) if args.json else (lambda row: print(format_row(row), flush=True))
     if not args.json:
         print(HEADER)
-    for row in itertools.chain.from_iterable(rows_of(name, args.seconds) for name in args.names):
-        rows.append(row)
-        if not args.json:
-            print(format_row(row), flush=True)
-    made = provenance(SEED, CPU)
-    made |= {"command": " ".join(["python", *sys.argv]), "processor": processor()}
-    made["versions"] |= {library: version(library) for library in ("smalldiffusion", "diffusers")}
-    result = {"seconds": args.seconds, "clock": "CPU time of the process", "rows": rows, "provenance": made}
+    records = {name: measure(name, args.seconds, show) for name in args.names}
     if args.json:
-        print(to_json(result))
-    if args.save:
-        write_json(args.save, result)
+        print(to_json(records))
+    for name, record in records.items():
+        if args.save:
+            write_json(args.save / f"peers-{name}.json", record)
 
 
 if __name__ == "__main__":
