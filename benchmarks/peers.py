@@ -275,7 +275,7 @@ def best_reverse(
 
 
 def row_of(name: str, unit: str, library: str, T: int, K: Tensor, K_dpm: Tensor, cost: Cost) -> dict:
-    """A row of the table: K on held-out data, and how far dpm's at an equal T is ahead on the same samples."""
+    """A row of the table: K on held-out data, and how far dpm's K is ahead on the same samples."""
     row: dict = {"data": name, "library": library, "T": T, "unit": unit}
     row |= {"K_bits": float(K.mean()), "K_stderr_bits": stderr_of_strata(K)}
     row |= {"dpm_ahead_bits": float((K_dpm - K).mean()), "dpm_ahead_stderr_bits": stderr_of_strata(K_dpm - K)}
@@ -286,7 +286,7 @@ def rows_of(name: str, seconds: float) -> Iterator[dict]:
     """All rows of one data set, as they are done.
 
     A rival is scored at all levels that it was trained at, and at about dpm's T where that is less; dpm at its own T,
-    and at a rival's where that is more, for its network takes any schedule. Rows of equal T are compared.
+    and at a rival's where that is more, for its network takes any schedule. A rival is compared with dpm at its T, or at the next larger one.
     """
     experiment = EXPERIMENTS[name]
     x0, row = held_out_data(experiment, SEED)[:N_HELD_OUT], partial(row_of, name, experiment.unit)
