@@ -286,7 +286,8 @@ def rows_of(name: str, seconds: float) -> Iterator[dict]:
     """All rows of one data set, as they are done.
 
     A rival is scored at all levels that it was trained at, and at about dpm's T where that is less; dpm at its own T,
-    and at a rival's where that is more, for its network takes any schedule. A rival is compared with dpm at its T, or at the next larger one.
+    and at a rival's where that is more, for its network takes any schedule. A rival is compared with dpm at the same
+    T, or at the next larger one.
     """
     experiment = EXPERIMENTS[name]
     x0, row = held_out_data(experiment, SEED)[:N_HELD_OUT], partial(row_of, name, experiment.unit)
