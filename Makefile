@@ -4,6 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BUILT := _build/.built
 RELEASE := _build/release
+PEERS := $(VENV)-peers
 CHAPTERS := $(wildcard chapters/*.ipynb)
 # what the pages are made of, and of these what changes every page
 TEXTS := $(CHAPTERS) $(wildcard chapters/*.md chapters/*/*.md dpm/*.py dpm/*/*.py data/*/*) references.bib
@@ -14,7 +15,7 @@ FRAME := _config.yml _toc.yml $(wildcard tools/*.py _static/*)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 600
 
-.PHONY: help book test test-units test-fast elsewhere lint run twice bench links release clean
+.PHONY: help book test test-units test-fast elsewhere lint run twice bench peers links release clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
@@ -60,6 +61,12 @@ bench: export MALLOC_MMAP_THRESHOLD_ := 33554432
 bench: export MALLOC_TRIM_THRESHOLD_ := 1073741824
 bench: $(READY)  ## time dpm beside a bare PyTorch loop
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench.py
+
+# in an environment of its own, since the other libraries bring many packages along
+peers:  ## train dpm, smalldiffusion and diffusers for a minute each, and compare K on the same data
+	test -d $(PEERS) || python3 -m venv $(PEERS)
+	$(PEERS)/bin/pip install -q -e '.[peers]'
+	OMP_NUM_THREADS=1 $(PEERS)/bin/python benchmarks/peers.py --seconds 60
 
 links: $(READY)  ## ask every address that the pages name
 	$(BIN)/jupyter-book build . --builder linkcheck

@@ -239,9 +239,12 @@ def plot_learning_curves(runs: Sequence[dict], unit: str) -> Figure:
         if run["K_optimum_bits"] is not None:
             axes.axhline(run["K_optimum_bits"], color=colour, ls=":")
     lines, names = axes.get_legend_handles_labels()
-    marks = [Line2D([], [], ls="", marker="X", color="grey", ms=8), Line2D([], [], ls=":", color="grey")]
+    cross, dots = Line2D([], [], ls="", marker="X", color="grey", ms=8), Line2D([], [], ls=":", color="grey")
+    for mark, name, key in ((cross, "held out", "K_held_out_bits"), (dots, "K*", "K_optimum_bits")):
+        if any(run[key] is not None for run in runs):
+            lines, names = [*lines, mark], [*names, name]
     axes.set(xlabel="step", ylabel=f"K ({unit})")
-    axes.legend([*lines, *marks], [*names, "held out", "K*"], loc="lower right")
+    axes.legend(lines, names, loc="lower right")
     return figure
 
 

@@ -213,6 +213,18 @@ def test_shipped_weights_were_trained_as_their_setting_says(name, setting):
         assert batch == pytest.approx(config.batch, rel=1e-3)
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "data" / "results").glob("*-curve.json")), ids=lambda path: path.stem)
+def test_shipped_curves_are_of_a_second_run_of_the_command_on_record(path):
+    """Same experiment, setting, seed and number of steps, and a K that differs by no more than noise."""
+    name, setting, _ = path.stem.split("-")
+    curve, record = load_result(name, f"{setting}-curve"), load_result(name, setting)
+    first, second = (build_parser().parse_args(run["provenance"]["command"].split()[1:]) for run in (record, curve))
+    assert (second.name, second.setting, second.seed) == (first.name, first.setting, first.seed)
+    assert len(curve["K_bits"]) == len(curve["step"]) <= 200 and curve["step"][-1] == record["provenance"]["steps"]
+    assert abs(curve["K_held_out_bits"] - record["K_bits"]) < 4 * record.get("K_draws_stderr_bits", 0.001)
+    assert curve["K_optimum_bits"] == pytest.approx(record.get("K_optimum_bits"), abs=1e-3)
+
+
 def test_every_experiment_ships_its_best_setting():
     assert {name for name, setting in SHIPPED if setting == "best"} == set(EXPERIMENTS)
     assert {setting for _, setting in SHIPPED} == {"paper", "best"}

@@ -161,6 +161,8 @@ def test_a_picture_of_curves_shows_every_run_what_it_reached_and_K_star():
     assert set(star.get_ydata()) == {-1} and len(second.get_xdata()) == 0
     assert len({first.get_color(), second.get_color()}) == 2 and axes.get_ylabel() == "K (bits)"
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b", "held out", "K*"]
+    (axes,) = figures.plot_learning_curves([runs[0] | {"K_optimum_bits": None}], "bits").axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "held out"]
 
 
 def test_curves_that_cannot_be_drawn_are_refused(dpm, run_of, tmp_path):
