@@ -2,12 +2,12 @@
 
 import base64
 import math
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from chromium import CHROMIUM, launch
 from torch import Generator
 
 from dpm.bound import step_kl
@@ -30,7 +30,6 @@ from dpm.schedules import cosine_alpha_bar, linear_alpha_bar, linear_beta, log_s
 playwright = pytest.importorskip("playwright.sync_api")
 ROOT = Path(__file__).parent.parent
 SCRIPTS = [ROOT / "_static" / name for name in ("dpm.js", "laboratory.js")]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 if not CHROMIUM:
     pytest.skip("no Chromium here, so no script was run; apt-get install chromium", allow_module_level=True)
@@ -70,7 +69,7 @@ MODELS = {
 def run():
     """Evaluate the body of a function of JavaScript on stored inputs: its value, as nested lists."""
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        browser = launch(driver)
         page = browser.new_page()
         page.add_script_tag(path=SCRIPTS[0])
 
