@@ -185,7 +185,8 @@ def trajectory_K(p: ReverseModel, q: ForwardProcess, x0: Tensor, generator: Gene
     for t in range(1, q.T + 1):
         transition = q.transition(previous, t)
         xt = transition.reparameterize(q.sample_noise(x0, generator))
-        K += sum_except_batch(reverse_step(p, q, xt, t).log_prob(previous) - transition.log_prob(xt))
+        log_p = sum_except_batch(reverse_step(p, q, xt, t).log_prob(previous))
+        K += log_p - sum_except_batch(transition.log_prob(xt))
         previous = xt
     return K + log_null(q, previous)
 
