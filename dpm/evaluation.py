@@ -20,6 +20,9 @@ from dpm.bound import (
     first_learned_timestep,
     kl_above,
     log_null,
+    shares_of_spread,
+    step_kl,
+    stratified_timesteps,
 )
 from dpm.data.images import ImageDataset
 from dpm.distributions import kl_divergence
@@ -38,6 +41,7 @@ HELD_OUT_TIMESTEPS = 50  # for each of them
 PROGRESS_AFTER = 2  # seconds after which a bar is shown
 MAX_PIXELS = 100_000  # pixels of pictures in one batch; more do not fit the caches of a CPU
 N_EVALUATIONS = 20_000  # evaluations of the network per round, over pictures and timesteps
+N_PILOT = 1_000  # evaluations by which timesteps are shared out
 MIN_TIMESTEPS = 5  # per picture and round, however many pictures there are
 
 
@@ -111,12 +115,26 @@ def image_batch_size(x: Tensor) -> int:
 
 
 def evaluate_twice(model: DiffusionModel, x0: Tensor, generator: Generator) -> Bound:
-    """K of all pictures x⁰ [n, …] by subsampled timesteps, then again with other timesteps and other noise: [2·n]."""
+    """K of all pictures x⁰ [n, …] by subsampled timesteps, then again with other timesteps and other noise: [2·n].
+
+    Timesteps are drawn in proportion to the spread of their KL terms, which a first pass estimates.
+    """
     n_timesteps = max(MIN_TIMESTEPS, math.ceil(N_EVALUATIONS / len(x0)))
     batch = math.ceil(image_batch_size(x0) / STRATUM_SIZE) * STRATUM_SIZE  # whole strata
     q = model.forward_process()
-    batches = [*x0.split(batch)] * 2
-    return concatenate_bounds([evaluate_subsampled(model.p, q, x, generator, n_timesteps) for x in batches])
+    share = spread_of_timesteps(model.p, q, x0, generator)
+    batches = tqdm([*x0.split(batch)] * 2, unit="batch", delay=PROGRESS_AFTER)
+    return concatenate_bounds([evaluate_subsampled(model.p, q, x, generator, n_timesteps, share) for x in batches])
+
+
+@torch.no_grad()
+def spread_of_timesteps(p: ReverseModel, q: ForwardProcess, x0: Tensor, generator: Generator) -> Tensor:
+    """Shares of timesteps in the spread of the KL terms, [T+1], from N_PILOT pictures, some of x⁰ twice if need be."""
+    index = torch.randint(len(x0), (N_PILOT,), generator=generator, device=x0.device)
+    t = stratified_timesteps(N_PILOT, q.T, generator)
+    batches = zip(*(values.split(image_batch_size(x0)) for values in (index, t)), strict=True)
+    kl = [step_kl(p, q, x0[i], s, q.sample_noise(x0[i], generator)) for i, s in batches]
+    return shares_of_spread(t, torch.cat(kl), q.T)
 
 
 def stderr_of_strata(values: Tensor) -> float:

@@ -14,6 +14,7 @@ from torch import Generator
 
 import dpm.bound
 from dpm.bound import (
+    STRATUM_SIZE,
     EvidenceBound,
     PaperBound,
     estimate_K,
@@ -25,8 +26,11 @@ from dpm.bound import (
     prior_cross_entropy_gap,
     prior_kl,
     reconstruction_loss,
+    shares_of_spread,
     step_kl,
     stratified_timesteps,
+    timestep_at,
+    timestep_by_share,
     trajectory_K,
 )
 from dpm.data.synthetic import heartbeat, heartbeat_sequences
@@ -905,3 +909,42 @@ def test_samples_of_a_stratum_interleave_their_timesteps():
     assert float(t.double().std(0).max()) < 4 and bool((t[:, 1] - t[:, 0] == 10).all())
     counts = torch.bincount(t[::10, 0])[2:12]
     assert stats.chisquare(counts.numpy()).pvalue > 1e-3
+
+
+SHARE = torch.tensor([0, 0, 0.5, 0.2, 0.05, 0.25], dtype=torch.float64)
+
+
+def test_timesteps_by_share_are_drawn_as_often_as_their_share():
+    u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    counts = torch.bincount(timestep_by_share(u, SHARE), minlength=6) / len(u)
+    assert counts.tolist() == pytest.approx(SHARE.tolist(), abs=1e-4)
+    assert timestep_by_share(torch.tensor([0.0, 1.0]).double(), SHARE).tolist() == [2, 5]
+    uniform = torch.tensor([0, 0] + [1 / 19] * 19, dtype=torch.float64)
+    assert torch.equal(timestep_by_share(u, uniform), timestep_at(u, 20))
+
+
+@pytest.mark.parametrize("n_timesteps", [1, 3])
+def test_timesteps_by_share_average_to_all_of_them(n_timesteps):
+    """Against the sum over every timestep, whatever the shares; the shares of the spread vary least."""
+    q, x0 = GaussianForward(log_snr_linear(5, 1e-2, 0.9)), 1.5 * draws(20_000, 2)
+    every = evaluate(keep_prior, q, x0, Generator().manual_seed(5)).kl
+    t = stratified_timesteps(20_000, 5, Generator().manual_seed(2))
+    spread = shares_of_spread(t, step_kl(keep_prior, q, x0, t, draws(20_000, 2, seed=3)), 5)
+    variance = {}
+    for name, share in (("uneven", SHARE), ("spread", spread), ("uniform", None)):
+        kl = evaluate_subsampled(keep_prior, q, x0, Generator().manual_seed(4), n_timesteps, share).kl
+        strata = (kl - every).view(-1, STRATUM_SIZE).mean(1)
+        difference, error = mean_and_stderr(strata)
+        assert abs(difference) < 4 * error
+        variance[name] = float(strata.var())
+    assert variance["spread"] < min(variance["uneven"], variance["uniform"])
+
+
+def test_shares_of_spread_follow_the_standard_deviation():
+    """Ninety per cent of the way: in twenty ranges of ten timesteps, of standard deviations 1 to 20."""
+    t = torch.arange(2, 202).repeat(400)
+    spread = 1 + (t - 2) // 10
+    share = shares_of_spread(t, spread * torch.randn(len(t), generator=Generator().manual_seed(0)) + 7, 201)
+    assert float(share.sum()) == pytest.approx(1) and share[:2].tolist() == [0, 0]
+    wanted = 0.9 * torch.arange(1, 21) / 210 / 10 + 0.1 / 200
+    assert torch.allclose(share[2:].view(20, 10), wanted[:, None].double().expand(20, 10), rtol=0.05)

@@ -46,7 +46,7 @@ EXPERIMENT = Experiment(
     settings={
         "paper": TrainConfig(paper_model, batch=1999 * 2, n_steps=40_000, learning_rate=5e-3),
         "best": TrainConfig(best_model, batch=1000, n_steps=20_000, learning_rate=2e-3),
-        "beyond": TrainConfig(beyond_model, batch=2000, n_steps=10_000, learning_rate=2e-3),
+        "beyond": TrainConfig(beyond_model, batch=2000, n_steps=8_000, learning_rate=2e-3),
     },
     ideal=IdealReverse(heartbeat_sequences()),
 )
