@@ -17,9 +17,11 @@ from dpm.bound import (
     STRATUM_SIZE,
     EvidenceBound,
     PaperBound,
+    bound_loss,
     estimate_K,
     evaluate,
     evaluate_subsampled,
+    final_step_bound_loss,
     first_learned_timestep,
     kl_above,
     log_null,
@@ -948,3 +950,18 @@ def test_shares_of_spread_follow_the_standard_deviation():
     assert float(share.sum()) == pytest.approx(1) and share[:2].tolist() == [0, 0]
     wanted = 0.9 * torch.arange(1, 21) / 210 / 10 + 0.1 / 200
     assert torch.allclose(share[2:].view(20, 10), wanted[:, None].double().expand(20, 10), rtol=0.05)
+
+
+def test_loss_with_a_share_for_the_final_step_is_minus_K_with_less_variance():
+    """In the mean over many batches it is −K of `evaluate`, and that of `bound_loss`, which meets t = 1 seldom."""
+    q, p = GaussianForward(log_snr_linear(50, 1e-2, 0.9)), IdealMixtureReverse(real([0.5, 0.1]), 0.2)
+    p.final_step = learned_final_step
+    x0 = draws(50_000, 2)
+    K, K_stderr = mean_and_stderr(evaluate(p, q, x0, Generator().manual_seed(5)).K)
+    t = stratified_timesteps(500, 50, Generator().manual_seed(6), above=0).repeat(100)
+    noise = draws(50_000, 2, seed=7)
+    losses = {loss: loss(p, q, x0, t, noise).view(100, 500).mean(1) for loss in (bound_loss, final_step_bound_loss)}
+    for batches in losses.values():
+        mean, stderr = mean_and_stderr(batches)
+        assert mean == pytest.approx(-K, abs=4 * math.hypot(stderr, K_stderr))
+    assert losses[final_step_bound_loss].var() < 0.7 * losses[bound_loss].var()

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from dpm.bound import final_step_bound_loss
 from dpm.data.synthetic import ROLL_NOISE, swiss_roll, swiss_roll_points
 from dpm.experiments.base import Experiment, TrainConfig
 from dpm.experiments.shipped import load_schedule
@@ -63,8 +64,9 @@ EXPERIMENT = Experiment(
         "beyond": TrainConfig(
             beyond_model,
             batch=100 * 20,
-            n_steps=30_000,
+            n_steps=38_000,
             learning_rate=2e-3,
+            loss=final_step_bound_loss,
             ideal=IdealFullCovarianceReverse(CURVE, ROLL_NOISE**2, final_step=learned_final_step),
         ),
     },
