@@ -215,7 +215,16 @@ def test_shipped_weights_were_trained_as_their_setting_says(name, setting):
 
 def test_every_experiment_ships_its_best_setting():
     assert {name for name, setting in SHIPPED if setting == "best"} == set(EXPERIMENTS)
-    assert {setting for _, setting in SHIPPED} == {"paper", "best"}
+    assert {setting for _, setting in SHIPPED} == {"paper", "best", "beyond"}
+    assert {name for name, setting in SHIPPED if setting == "beyond"} == {"swiss_roll", "heartbeat"}
+
+
+def test_beyond_passes_what_the_paper_s_form_can_reach_and_comes_near_the_truth():
+    """K above K* of `best`, and at most this many bits below −H(X⁰), three standard errors away."""
+    for name, bits in (("swiss_roll", 0.02), ("heartbeat", 0.005)):
+        best, beyond = load_result(name, "best"), load_result(name, "beyond")
+        assert beyond["K_bits"] - 5 * beyond["K_stderr_bits"] > best["K_optimum_bits"]
+        assert beyond["K_bits"] > beyond["minus_entropy_bits"] - bits and 3 * beyond["K_stderr_bits"] < bits
     assert {("swiss_roll", "paper"), ("heartbeat", "paper")} <= {tuple(pair) for pair in SHIPPED}
 
 
