@@ -180,9 +180,10 @@ def evaluate_beside_ideal(
     minus_entropy = -marginal_entropy(ideal, q, 0, generator)
     edge = edge_step_loss(ideal, q, generator) if has_edge_step(p, q) else torch.zeros(N_ROUNDS)
     held_out = evaluate_subsampled(p, q, x0, generator, min(q.T - 1, HELD_OUT_TIMESTEPS)).K
+    L_null = -float(to_bits(prior_cross_entropy(ideal, prior, 0)))
     return {
         **mean_and_stderr_bits("K", bound.K),
-        "L_null_bits": (L_null := -float(to_bits(prior_cross_entropy(ideal, prior, 0)))),
+        "L_null_bits": L_null,
         "K_minus_L_null_bits": float(to_bits(bound.K).mean()) - L_null,
         "parts_bits": {part: float(to_bits(nats).mean()) for part, nats in vars(bound).items()},
         **mean_and_stderr_bits("K_optimum", ideal_K),

@@ -247,14 +247,9 @@ def plot_learning_curves(runs: Sequence[dict], unit: str) -> Figure:
 
 def plot_lost_bits(rows: dict[str, dict[str, float]], xlabel: str) -> Figure:
     """What K lacks of the truth, a bar a model: lost by the edge step, by kernel and schedule, in training."""
-    return plot_stacked_bars(rows, ("edge", "kernel_and_schedule", "training"), xlabel)
-
-
-def plot_stacked_bars(rows: dict[str, dict[str, float]], parts: Sequence[str], xlabel: str) -> Figure:
-    """A bar a row, put together from its parts, from left to right."""
     figure, axes = open_panel(1.2 + 0.5 * len(rows))
     left = np.zeros(len(rows))
-    for part, colour in zip(parts, PALETTE, strict=False):
+    for part, colour in zip(("edge", "kernel_and_schedule", "training"), PALETTE, strict=False):
         width = np.array([row[part] for row in rows.values()])
         axes.barh(list(rows), width, left=left, color=colour, label=part.replace("_", " "))
         left += width

@@ -205,12 +205,12 @@ def test_evaluation_of_pictures_in_batches_is_the_same_in_the_mean(small, monkey
 
 @pytest.mark.slow
 def test_stderr_of_draws_is_what_other_draws_change(small, monkeypatch):
-    """K of the same pictures with the noise of forty other generators spreads as one evaluation says it would."""
+    """K of the same pictures, ten strata, spreads over forty other generators as one evaluation says it would."""
     experiment, model = small
     monkeypatch.setattr(evaluation, "N_EVALUATIONS", 12 * 5)
-    x0 = experiment.draw(60, Generator().manual_seed(0))
+    x0 = experiment.draw(100, Generator().manual_seed(0))
     seeds = [evaluate_twice(model, x0, Generator().manual_seed(seed)).K for seed in range(40)]
-    rounds = to_bits(torch.stack(seeds)).view(40, 2, 60) / 64
+    rounds = to_bits(torch.stack(seeds)).view(40, 2, 100) / 64
     errors = torch.tensor([stderr_of_draws(*both) for both in rounds])
     assert float(rounds.mean((1, 2)).std()) == pytest.approx(float(errors.square().mean().sqrt()), rel=0.4)
     both = to_bits(evaluate_twice(model, held_out_data(experiment, 3), Generator().manual_seed(3)).K).view(2, 12) / 64

@@ -122,14 +122,6 @@ def test_lost_bits_are_stacked():
     ]
 
 
-def test_stacked_bars_are_of_the_parts_that_are_named_in_their_order():
-    rows = {"one": {"a_b": 1.0, "c": 2.0, "other": 9.0}, "two": {"c": 0.5, "a_b": 3.0}}
-    (axes,) = figures.plot_stacked_bars(rows, ["c", "a_b"], "bits").axes
-    assert [(bar.get_x(), bar.get_width()) for bar in axes.patches] == [(0, 2.0), (0, 0.5), (2.0, 1.0), (0.5, 3.0)]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["c", "a b"]
-    assert axes.get_xlabel() == "bits"
-
-
 def test_schedules_draw_noise_variances_and_costs_of_steps():
     level, cost = torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0.3, 0.2])
     (figure,) = figures.plot_schedules([level], [cost], ["one"])
