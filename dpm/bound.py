@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import interpolate, pad
 
 from dpm.distributions import kl_divergence
 from dpm.forward import ForwardProcess, sum_except_batch
@@ -18,7 +18,7 @@ from dpm.reverse import ReverseModel, final_step, has_edge_step, reverse_step
 
 STRATUM_SIZE = 10  # consecutive samples that interleave their timesteps
 FINAL_STRIDE = 10  # samples of which `final_step_bound_loss` gives one to the final step
-N_RANGES = 20  # of timesteps, in which the spread of KL terms is estimated
+N_RANGES = 20  # of timesteps, in which mean and spread of KL terms are estimated
 
 Loss = Callable[..., Tensor]  #: (p, q, x⁰, t, noise) → a loss per sample, [B]
 
@@ -116,17 +116,28 @@ def timestep_by_share(u: Tensor, share: Tensor) -> Tensor:
     return torch.searchsorted(share.cumsum(0), u, right=True).clamp(2, len(share) - 1)
 
 
-def shares_of_spread(t: Tensor, kl: Tensor, T: int) -> Tensor:
-    """Shares of timesteps in proportion to the standard deviation of KL terms kl [n] that were drawn at t [n]: [T+1].
+@dataclass(frozen=True)
+class KLProfile:
+    """How the KL terms of (14) go with t, [T+1] each: what it takes to estimate their sum from few timesteps."""
 
-    It is estimated in N_RANGES ranges of timesteps. To draw timesteps by these shares gives the least variance for n
-    draws; a tenth of the shares is uniform, so that no draw weighs more than ten times the uniform one.
+    mean: Tensor  #: a guess of their mean, nats: only what differs from it is estimated
+    share: Tensor  #: the probability with which a timestep is drawn; slots 0 and 1 are 0
+
+
+def kl_profile(t: Tensor, kl: Tensor, T: int) -> KLProfile:
+    """The profile of KL terms kl [n], nats, that a pilot drew at t [n], for timesteps 2…T.
+
+    Timesteps are to be drawn in proportion to the standard deviation, which is best for independent draws; a tenth of
+    the share is uniform, so that no draw weighs more than ten times the uniform one. Means and deviations are of
+    N_RANGES ranges of timesteps, with straight lines between their middles.
     """
     n_ranges = min(N_RANGES, T - 1)
-    range_of = torch.arange(T - 1, device=t.device) * n_ranges // (T - 1)  # of t − 2
-    spread = torch.stack([kl[range_of[t - 2] == k].std() for k in range(n_ranges)]).double()
-    share = spread[range_of] / spread[range_of].sum()
-    return pad(0.9 * share + 0.1 / (T - 1), (2, 0))
+    range_of = (t - 2) * n_ranges // (T - 1)
+    moments = [(kl[range_of == k].mean(), kl[range_of == k].std()) for k in range(n_ranges)]
+    by_range = torch.tensor(moments, dtype=torch.float64, device=t.device).T
+    mean, spread = interpolate(by_range[None], T - 1, mode="linear")[0]
+    share = 0.9 * spread / spread.sum() + 0.1 / (T - 1)
+    return KLProfile(pad(mean, (2, 0)), pad(share, (2, 0)))
 
 
 # Estimators of K
@@ -197,9 +208,9 @@ def evaluate_subsampled(
     x0: Tensor,
     generator: Generator,
     n_timesteps: int,
-    share: Tensor | None = None,
+    profile: KLProfile | None = None,
 ) -> Bound:
-    """Estimate (14) from `n_timesteps` stratified timesteps per sample, drawn uniformly or by `share` [T+1].
+    """Estimate (14) from `n_timesteps` stratified timesteps per sample, drawn uniformly, or as a profile says.
 
     STRATUM_SIZE consecutive samples interleave their timesteps. The estimate is unbiased, but samples within such a
     stratum are correlated: use the means of strata for standard errors.
@@ -210,9 +221,12 @@ def evaluate_subsampled(
     start = (shift[index // STRATUM_SIZE] + index / STRATUM_SIZE) % 1
     for k in range(n_timesteps):
         u = (start + k) / n_timesteps
-        t = timestep_at(u, q.T) if share is None else timestep_by_share(u, share)
-        weight = (q.T - 1) if share is None else 1 / share[t]
-        kl += weight / n_timesteps * step_kl(p, q, x0, t, q.sample_noise(x0, generator))
+        t = timestep_at(u, q.T) if profile is None else timestep_by_share(u, profile.share)
+        kl_t = step_kl(p, q, x0, t, q.sample_noise(x0, generator))
+        if profile is None:
+            kl += (q.T - 1) / n_timesteps * kl_t
+        else:
+            kl += (profile.mean.sum() + (kl_t - profile.mean[t]) / profile.share[t]) / n_timesteps
     return assemble(p, q, x0, kl, generator)
 
 

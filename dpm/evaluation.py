@@ -14,13 +14,14 @@ from dpm.bound import (
     STRATUM_SIZE,
     Bound,
     EvidenceBound,
+    KLProfile,
     PaperBound,
     evaluate,
     evaluate_subsampled,
     first_learned_timestep,
     kl_above,
+    kl_profile,
     log_null,
-    shares_of_spread,
     step_kl,
     stratified_timesteps,
 )
@@ -40,9 +41,9 @@ HELD_OUT_SAMPLES = 4_000  # on which K is estimated where it is known better fro
 HELD_OUT_TIMESTEPS = 50  # for each of them
 PROGRESS_AFTER = 2  # seconds after which a bar is shown
 MAX_PIXELS = 100_000  # pixels of pictures in one batch; more do not fit the caches of a CPU
-N_EVALUATIONS = 20_000  # evaluations of the network per round, over pictures and timesteps
-N_PILOT = 1_000  # evaluations by which timesteps are shared out
-MIN_TIMESTEPS = 5  # per picture and round, however many pictures there are
+N_EVALUATIONS = 10_000  # evaluations of the network per round, over pictures and timesteps
+N_PILOT = 1_000  # evaluations of the network by which timesteps are shared out
+MIN_TIMESTEPS = 2  # per picture and round, however many pictures there are
 
 
 def held_out_data(experiment: Experiment, seed: int, device: torch.device | str = "cpu") -> Tensor:
@@ -117,24 +118,24 @@ def image_batch_size(x: Tensor) -> int:
 def evaluate_twice(model: DiffusionModel, x0: Tensor, generator: Generator) -> Bound:
     """K of all pictures x⁰ [n, …] by subsampled timesteps, then again with other timesteps and other noise: [2·n].
 
-    Timesteps are drawn in proportion to the spread of their KL terms, which a first pass estimates.
+    Timesteps are drawn in proportion to the spread of their KL terms, which a pilot estimates.
     """
     n_timesteps = max(MIN_TIMESTEPS, math.ceil(N_EVALUATIONS / len(x0)))
     batch = math.ceil(image_batch_size(x0) / STRATUM_SIZE) * STRATUM_SIZE  # whole strata
     q = model.forward_process()
-    share = spread_of_timesteps(model.p, q, x0, generator)
+    profile = pilot_profile(model.p, q, x0, generator)
     batches = tqdm([*x0.split(batch)] * 2, unit="batch", delay=PROGRESS_AFTER)
-    return concatenate_bounds([evaluate_subsampled(model.p, q, x, generator, n_timesteps, share) for x in batches])
+    return concatenate_bounds([evaluate_subsampled(model.p, q, x, generator, n_timesteps, profile) for x in batches])
 
 
 @torch.no_grad()
-def spread_of_timesteps(p: ReverseModel, q: ForwardProcess, x0: Tensor, generator: Generator) -> Tensor:
-    """Shares of timesteps in the spread of the KL terms, [T+1], from N_PILOT pictures, some of x⁰ twice if need be."""
+def pilot_profile(p: ReverseModel, q: ForwardProcess, x0: Tensor, generator: Generator) -> KLProfile:
+    """Mean and spread of the KL terms over t, from N_PILOT draws of pictures x⁰ [n, …] and of timesteps."""
     index = torch.randint(len(x0), (N_PILOT,), generator=generator, device=x0.device)
     t = stratified_timesteps(N_PILOT, q.T, generator)
     batches = zip(*(values.split(image_batch_size(x0)) for values in (index, t)), strict=True)
     kl = [step_kl(p, q, x0[i], s, q.sample_noise(x0[i], generator)) for i, s in batches]
-    return shares_of_spread(t, torch.cat(kl), q.T)
+    return kl_profile(t, torch.cat(kl), q.T)
 
 
 def stderr_of_strata(values: Tensor) -> float:

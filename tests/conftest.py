@@ -29,6 +29,7 @@ def dpm(monkeypatch, capsys):
 def few_held_out(monkeypatch):
     """Fewer samples: what a report says is checked elsewhere, here only that it is made."""
     monkeypatch.setattr(evaluation, "N_ROUNDS", 2)
+    monkeypatch.setattr(evaluation, "PROGRESS_AFTER", 1e6)  # a slow machine prints the same
     monkeypatch.setattr(ideal, "SAMPLES_PER_POINT", 1)
     monkeypatch.setattr(ideal, "LATTICE_SPACING", 8.0)
     for name in EXPERIMENTS:

@@ -16,6 +16,7 @@ import dpm.bound
 from dpm.bound import (
     STRATUM_SIZE,
     EvidenceBound,
+    KLProfile,
     PaperBound,
     bound_loss,
     estimate_K,
@@ -24,11 +25,11 @@ from dpm.bound import (
     final_step_bound_loss,
     first_learned_timestep,
     kl_above,
+    kl_profile,
     log_null,
     prior_cross_entropy_gap,
     prior_kl,
     reconstruction_loss,
-    shares_of_spread,
     step_kl,
     stratified_timesteps,
     timestep_at,
@@ -926,30 +927,36 @@ def test_timesteps_by_share_are_drawn_as_often_as_their_share():
 
 
 @pytest.mark.parametrize("n_timesteps", [1, 3])
-def test_timesteps_by_share_average_to_all_of_them(n_timesteps):
-    """Against the sum over every timestep, whatever the shares; the shares of the spread vary least."""
-    q, x0 = GaussianForward(log_snr_linear(5, 1e-2, 0.9)), 1.5 * draws(20_000, 2)
+def test_timesteps_by_a_profile_average_to_all_of_them(n_timesteps):
+    """Against the sum over every timestep, whatever the profile; that of a pilot makes the estimate vary least."""
+    q, x0 = GaussianForward(log_snr_linear(30, 1e-2, 0.9)), 1.5 * draws(20_000, 2)
     every = evaluate(keep_prior, q, x0, Generator().manual_seed(5)).kl
-    t = stratified_timesteps(20_000, 5, Generator().manual_seed(2))
-    spread = shares_of_spread(t, step_kl(keep_prior, q, x0, t, draws(20_000, 2, seed=3)), 5)
+    t = stratified_timesteps(20_000, 30, Generator().manual_seed(2))
+    pilot = kl_profile(t, step_kl(keep_prior, q, x0, t, draws(20_000, 2, seed=3)), 30)
+    rising = torch.arange(31, dtype=torch.float64).clamp(min=1) - 1
+    wrong = KLProfile(mean=torch.full((31,), 7.0).double() * (rising > 0), share=rising / rising.sum())
     variance = {}
-    for name, share in (("uneven", SHARE), ("spread", spread), ("uniform", None)):
-        kl = evaluate_subsampled(keep_prior, q, x0, Generator().manual_seed(4), n_timesteps, share).kl
+    for name, profile in (("pilot", pilot), ("wrong", wrong), ("none", None)):
+        kl = evaluate_subsampled(keep_prior, q, x0, Generator().manual_seed(4), n_timesteps, profile).kl
         strata = (kl - every).view(-1, STRATUM_SIZE).mean(1)
         difference, error = mean_and_stderr(strata)
         assert abs(difference) < 4 * error
         variance[name] = float(strata.var())
-    assert variance["spread"] < min(variance["uneven"], variance["uniform"])
+    assert variance["pilot"] < min(variance["wrong"], variance["none"])
 
 
-def test_shares_of_spread_follow_the_standard_deviation():
-    """Ninety per cent of the way: in twenty ranges of ten timesteps, of standard deviations 1 to 20."""
+def test_a_profile_follows_mean_and_standard_deviation():
+    """In twenty ranges of ten timesteps, whose standard deviations are 1 to 20, and whose means fall from 40."""
     t = torch.arange(2, 202).repeat(400)
-    spread = 1 + (t - 2) // 10
-    share = shares_of_spread(t, spread * torch.randn(len(t), generator=Generator().manual_seed(0)) + 7, 201)
-    assert float(share.sum()) == pytest.approx(1) and share[:2].tolist() == [0, 0]
+    k = (t - 2) // 10
+    kl = 40 - k + (1 + k) * torch.randn(len(t), generator=Generator().manual_seed(0))
+    profile = kl_profile(t, kl, 201)
+    assert float(profile.share.sum()) == pytest.approx(1) and profile.share[:2].tolist() == [0, 0]
+    middles = torch.arange(20) * 10 + 6.5  # between two timesteps
+    low, high = middles.floor().long(), middles.ceil().long()
+    assert torch.allclose((profile.mean[low] + profile.mean[high]) / 2, 40 - torch.arange(20).double(), atol=1.5)
     wanted = 0.9 * torch.arange(1, 21) / 210 / 10 + 0.1 / 200
-    assert torch.allclose(share[2:].view(20, 10), wanted[:, None].double().expand(20, 10), rtol=0.05)
+    assert torch.allclose((profile.share[low] + profile.share[high]) / 2, wanted.double(), rtol=0.06)
 
 
 def test_loss_with_a_share_for_the_final_step_is_minus_K_with_less_variance():
