@@ -225,6 +225,7 @@ def test_beyond_passes_what_the_paper_s_form_can_reach_and_comes_near_the_truth(
         best, beyond = load_result(name, "best"), load_result(name, "beyond")
         assert beyond["K_bits"] - 5 * beyond["K_stderr_bits"] > best["K_optimum_bits"]
         assert beyond["K_bits"] > beyond["minus_entropy_bits"] - bits and 3 * beyond["K_stderr_bits"] < bits
+        assert f" {beyond['K_bits']:.3f}".replace("-", "−") in (ROOT / "README.md").read_text("utf8")
     assert {("swiss_roll", "paper"), ("heartbeat", "paper")} <= {tuple(pair) for pair in SHIPPED}
 
 
