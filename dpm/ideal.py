@@ -22,6 +22,11 @@ from dpm.reverse import FinalStep, final_step, has_edge_step
 from dpm.schedules import beta_from_alpha_bar, extract, shortest_paths
 
 MAX_STATES = 2_000_000  #: the most states times points that `enumerate_ideal_K` visits at one timestep
+SAMPLES_PER_POINT = 50  # of x^t, where x⁰ is one of a few points
+LATTICE_SPACING = 1.6  # in widths of q(x^t|point); at 1 the sums of a round have five digits, at three times the work
+LATTICE_REACH = 5  # widths around each point that the lattice covers
+MAX_PLACES = 500  #: x^t in one batch, whose responsibilities fit the caches of a CPU
+NEGLIGIBLE = 1e-10  # weights of places that are left out
 
 
 class IdealReverse:
@@ -49,6 +54,21 @@ class IdealReverse:
 
     def __call__(self, q: ForwardProcess, xt: Tensor, t: int | Tensor) -> Distribution:
         return q.posterior_from_moments(xt, *self.predict_x0(q, xt, t), t)
+
+    def x0_spectrum(self, q: ForwardProcess, xt: Tensor, t: int | Tensor) -> Tensor:
+        """The eigenvalues of the covariance of x⁰ given x^t that p can express, [B, D]: here its diagonal."""
+        return self.predict_x0(q, xt, t)[1]
+
+    def log_marginal(self, q: ForwardProcess, xt: Tensor, t: int) -> Tensor:
+        """log q(x^t), [B] nats."""
+        log_prob = q.blurred_marginal(self.points.to(xt), self.variance, t).log_prob(xt[:, None]).sum(-1)
+        return torch.logsumexp(log_prob + self.weights.to(xt).log(), dim=1)
+
+    def sample_marginal(self, q: ForwardProcess, t: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Samples x^t [n, D] of q(x^t), as many from each point, and their weights [n] of sum 1."""
+        x0 = self.points.to(q.beta).repeat(SAMPLES_PER_POINT, 1)
+        xt = q.marginal(x0, t).reparameterize(q.sample_noise(x0, generator))
+        return xt, self.weights.to(xt).repeat(SAMPLES_PER_POINT) / SAMPLES_PER_POINT
 
     def log_prob(self, x0: Tensor) -> Tensor:
         """log q(x⁰), [B] nats; −∞ for what is none of the points."""
@@ -90,6 +110,32 @@ class IdealMixtureReverse(IdealReverse):
         point_variance = responsibilities @ points.square() - mean_point.square()
         return point_weight * mean_point + gain * xt, point_weight**2 * point_variance + component_variance
 
+    def log_marginal(self, q: GaussianForward, xt: Tensor, t: int) -> Tensor:  # type: ignore[override]
+        """log q(x^t), [B] nats."""
+        points, log_weights = self.points.to(xt), self.weights.to(xt).log()
+        variance = q.blurred_marginal(points, self.variance, t).variance
+        constant = xt.square().sum(1) / (2 * variance) + xt.shape[1] / 2 * torch.log(2 * math.pi * variance)
+        log_likelihoods = (q.log_likelihood(x, points, t, self.variance) for x in xt.split(MAX_PLACES))
+        return torch.cat([torch.logsumexp(values + log_weights, dim=1) for values in log_likelihoods]) - constant
+
+    def sample_marginal(self, q: GaussianForward, t: int, generator: Generator) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """The places x^t [n, D] of a lattice around the points, shifted at random, and weights [n] ∝ q(x^t) of sum 1.
+
+        A weighted mean is a mean over q(x^t) by the trapezoidal rule. Its error falls faster than any power of the
+        spacing, since q(x^t) is as smooth as its narrowest component; other shifts show how large it is.
+        """
+        marginal = q.blurred_marginal(self.points.to(q.beta), self.variance, t)
+        dimensions, width = marginal.mean.shape[1], float(marginal.variance.sqrt())
+        spacing, reach = LATTICE_SPACING * width, math.ceil(LATTICE_REACH / LATTICE_SPACING - 0.5)
+        shift = torch.rand(dimensions, generator=generator, dtype=torch.float64, device=generator.device)
+        steps = torch.cartesian_prod(*[torch.arange(-reach, reach + 1, device=shift.device)] * dimensions)
+        near = (marginal.mean / spacing - shift).round().long().unique(dim=0)
+        index = (near[:, None] + steps.view(-1, dimensions)).flatten(0, 1).unique(dim=0)
+        xt = (index + shift) * spacing
+        weights = self.log_marginal(q, xt, t).softmax(0)
+        matters = weights > NEGLIGIBLE
+        return xt[matters], weights[matters]
+
     def log_prob(self, x0: Tensor) -> Tensor:
         """log q(x⁰), [B] nats."""
         squared = torch.cdist(x0, self.points.to(x0), compute_mode="donot_use_mm_for_euclid_dist").square()
@@ -100,17 +146,23 @@ class IdealMixtureReverse(IdealReverse):
 class IdealFullCovarianceReverse(IdealMixtureReverse):
     """f_μ* with the full covariance Σ*: shows what the paper's kernel gives away by independent coordinates."""
 
-    def __call__(self, q: GaussianForward, xt: Tensor, t: int | Tensor) -> MultivariateNormal:  # type: ignore[override]
-        """The normal with mean and covariance of q(x^{t−1}|x^t): that within a component, plus that between them."""
+    def predict_x0_covariance(self, q: GaussianForward, xt: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Mean [B, D] and covariance [B, D, D] of x⁰ given x^t: that within a component, plus that between them."""
         points = self.points.to(xt)
         responsibilities, point_weight, gain, component_variance = self.component_posterior(q, xt, t)
         mean_point = responsibilities @ points
         second_moment = torch.einsum("bm,mi,mj->bij", responsibilities, points, points)
-        point_covariance = second_moment - mean_point[:, :, None] * mean_point[:, None]
-        x0_mean = point_weight * mean_point + gain * xt
-        of_component = q.posterior_from_moments(xt, x0_mean, component_variance.expand_as(xt), t)
-        scale = (q.extract_posterior_coefficients(t, xt).x0 * point_weight)[..., None] ** 2
-        return MultivariateNormal(of_component.mean, torch.diag_embed(of_component.variance) + scale * point_covariance)
+        between = second_moment - mean_point[:, :, None] * mean_point[:, None]
+        within = torch.diag_embed(component_variance.expand_as(xt))
+        return point_weight * mean_point + gain * xt, within + point_weight[..., None] ** 2 * between
+
+    def __call__(self, q: GaussianForward, xt: Tensor, t: int | Tensor) -> MultivariateNormal:  # type: ignore[override]
+        """The normal with mean and covariance of q(x^{t−1}|x^t)."""
+        return q.posterior_from_covariance(xt, *self.predict_x0_covariance(q, xt, t), t)
+
+    def x0_spectrum(self, q: GaussianForward, xt: Tensor, t: int | Tensor) -> Tensor:  # type: ignore[override]
+        """The eigenvalues of Cov(x⁰|x^t), [B, D]."""
+        return torch.linalg.eigvalsh(self.predict_x0_covariance(q, xt, t)[1])
 
 
 @torch.no_grad()
@@ -138,6 +190,43 @@ def enumerate_ideal_K(p: IdealReverse, q: ForwardProcess) -> Tensor | None:
     Differentiable in β. Bits that agree in every point are interchangeable, so that only how many of them are in which
     state matters; and of groups of bits that the data let change places only one order is visited.
     """
+    states = _enumerate_states(p, q)
+    if states is None:
+        return None
+    points, counts, log_multiplicity = states
+    if has_edge_step(p, q):
+        at_T, at_1, prior = torch.stack(q.entropy_constants(p.points)) @ p.weights
+        total, first = at_T - at_1 - prior, 2
+    else:
+        total, first = -(prior_kl(q, p.points) @ p.weights), 1
+    for t in range(first, q.T + 1):
+        log_joint = _log_joint(q, points, counts, t) + p.weights.log()  # [S, M]
+        possible = log_joint.detach().logsumexp(1) > -math.inf
+        log_joint, counts_t = log_joint[possible], counts[possible]
+        probability = (log_joint.logsumexp(1) + log_multiplicity[possible]).exp()
+        responsibilities = torch.softmax(log_joint, dim=1)
+        mean = responsibilities @ points  # of x⁰ | x^t, for each group: [S, G]
+        variance = responsibilities @ points.square() - mean.square()
+        steps = [q.posterior_from_moments(torch.full_like(mean, state), mean, variance, t) for state in _states(q)]
+        total = total + entropy_lower_bound(q, p.points, t) @ p.weights
+        total = total - probability @ torch.stack([step.entropy() for step in steps], dim=-1).mul(counts_t).sum((1, 2))
+    return total
+
+
+@torch.no_grad()
+def enumerate_entropy(p: IdealReverse, q: ForwardProcess, t: int) -> Tensor | None:
+    """H_q(X^t) of discrete x⁰ in nats, exactly, by the same enumeration; None where that is None."""
+    states = _enumerate_states(p, q)
+    if states is None:
+        return None
+    points, counts, log_multiplicity = states
+    log_q = (_log_joint(q, points, counts, t) + p.weights.log()).logsumexp(1)
+    return -torch.xlogy((log_q + log_multiplicity).exp(), log_q.exp()).sum()
+
+
+def _enumerate_states(p: IdealReverse, q: ForwardProcess) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The points [M, G], a bit a group; of every state that q can reach the counts [S, G, states]; and the log of how
+    many states of the chain it stands for, [S]. None for real numbers, and where they are too many."""
     if q.states is None:
         return None
     groups, sizes = p.points.T.unique(dim=0, return_counts=True)  # [G, M]: the bit of each group in every point
@@ -148,33 +237,25 @@ def enumerate_ideal_K(p: IdealReverse, q: ForwardProcess) -> Tensor | None:
     n_states = math.prod(math.comb(len(g) + n - 1, len(g)) for g, n in zip(classes, n_group_states, strict=True))
     if n_states * len(p.points) > MAX_STATES:
         return None
-    counts, log_multiplicity = _enumerate_counts(classes, sizes, len(q.states))  # [S, G, states], [S]
-    points, states = groups.T.contiguous(), q.states.to(groups.dtype)  # [M, G]
-    if has_edge_step(p, q):
-        at_T, at_1, prior = torch.stack(q.entropy_constants(p.points)) @ p.weights
-        total, first = at_T - at_1 - prior, 2
-    else:
-        total, first = -(prior_kl(q, p.points) @ p.weights), 1
-    for t in range(first, q.T + 1):
-        log_joint = _log_joint(q, points, counts, states, t) + p.weights.log()  # [S, M]
-        possible = log_joint.detach().logsumexp(1) > -math.inf
-        log_joint, counts_t = log_joint[possible], counts[possible]
-        probability = (log_joint.logsumexp(1) + log_multiplicity[possible]).exp()
-        responsibilities = torch.softmax(log_joint, dim=1)
-        mean = responsibilities @ points  # of x⁰ | x^t, for each group: [S, G]
-        variance = responsibilities @ points.square() - mean.square()
-        steps = [q.posterior_from_moments(torch.full_like(mean, float(state)), mean, variance, t) for state in states]
-        total = total + entropy_lower_bound(q, p.points, t) @ p.weights
-        total = total - probability @ torch.stack([step.entropy() for step in steps], dim=-1).mul(counts_t).sum((1, 2))
-    return total
+    counts, log_multiplicity = _enumerate_counts(classes, sizes, len(q.states))
+    points = groups.T.contiguous()
+    with torch.no_grad():  # what neither the first step nor the last can make, no step between them can
+        possible = sum((_log_joint(q, points, counts, t) > -math.inf).any(1) for t in {1, q.T}) > 0
+    return points, counts[possible], log_multiplicity[possible]
 
 
-def _log_joint(q: ForwardProcess, points: Tensor, counts: Tensor, states: Tensor, t: int) -> Tensor:
+def _states(q: ForwardProcess) -> list[float]:
+    """The values that an entry of x^t can take."""
+    assert q.states is not None
+    return q.states.tolist()
+
+
+def _log_joint(q: ForwardProcess, points: Tensor, counts: Tensor, t: int) -> Tensor:
     """log q(x^t | point) of every state, from the number of bits of each group in each state: [S, M]."""
     marginal = q.marginal(points, t)
     log_joint = counts.new_zeros(len(counts), len(points))
-    for k, state in enumerate(states):
-        prob = marginal.log_prob(torch.full_like(points, float(state))).exp()  # [M, G]
+    for k, state in enumerate(_states(q)):
+        prob = marginal.log_prob(torch.full_like(points, state)).exp()  # [M, G]
         log_joint = log_joint + torch.xlogy(counts[:, None, :, k], prob).sum(2)
     return log_joint
 
@@ -237,8 +318,9 @@ def best_schedule(
 ) -> Tensor:
     """The schedule of T steps, β_1 given, that makes K* of Gaussian diffusion the highest: [T+1]. x⁰ [n, D] is data.
 
-    A step from signal-to-noise ratio s down to r < s costs E ½ Σ_i log(1 + (s − r) Var(x⁰_i|x^t)), which depends on no
-    other step: so the best path through `n_levels` noise levels is a shortest path. UserError when T > n_levels.
+    A step from signal-to-noise ratio s down to r < s costs E ½ Σ_i log(1 + (s − r) λ_i), where λ are the variances of
+    x⁰ given x^t, or the eigenvalues of its covariance where p has a full one. It depends on no other step: so the best
+    path through `n_levels` noise levels is a shortest path. UserError when T > n_levels.
     """
     if n_levels < T:
         raise UserError(f"{T} steps find no place among {n_levels} noise levels; give --T {n_levels} or fewer")
@@ -249,8 +331,8 @@ def best_schedule(
     loss = torch.full((n_levels, n_levels), math.inf, dtype=torch.float64, device=x0.device)
     for k in range(1, n_levels):
         xt = q.marginal(x0, k + 1).reparameterize(frozen)
-        _, variance = p.predict_x0(q, xt, k + 1)
-        loss[:k, k] = 0.5 * torch.log1p((snr[:k] - snr[k])[:, None, None] * variance).sum(2).mean(1)
+        spectrum = p.x0_spectrum(q, xt, k + 1)
+        loss[:k, k] = 0.5 * torch.log1p((snr[:k] - snr[k])[:, None, None] * spectrum).sum(2).mean(1)
     cost, path = shortest_paths(loss, T - 1)  # to every level: [n_levels], [n_levels, T]
     total = cost - x0.shape[1] / 2 * torch.log(-torch.expm1(logsigmoid(log_snr)))  # less H_q(X^T|X⁰) of (14)
     return beta_from_alpha_bar(alpha_bar[path[total.argmin()]])

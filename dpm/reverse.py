@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Generator, Tensor, nn
 
-from dpm.distributions import Bernoulli, DiscretizedNormal, Distribution, Normal
-from dpm.forward import BernoulliForward, ForwardProcess, GaussianForward
+from dpm.distributions import Bernoulli, DiscretizedNormal, Distribution, MultivariateNormal, Normal
+from dpm.forward import AbsorbingForward, BernoulliForward, ForwardProcess, GaussianForward
+from dpm.forward.absorbing import MASK
 from dpm.schedules import extract
 
 ReverseModel = Callable[..., Distribution]  #: (q, x^t, t) → the distribution of x^{t−1}
@@ -128,6 +129,35 @@ class VPrediction(X0Prediction):
         return alpha_bar.sqrt() * xt - noise_variance.sqrt() * output
 
 
+class FullCovarianceVPrediction(VPrediction):
+    """The same for points x [B, D], with the full covariance of x⁰ given x^t. Ours.
+
+    `network(x^t, log_snr)` → [B, D + D(D+1)/2]: v, and the lower triangle of L, row by row, where
+    Cov(x⁰|x^t) = (1−ᾱ_t) L Lᵀ; of its diagonal the logarithms. A network that returns zeros is exact for N(0, I).
+    """
+
+    def predict_x0_covariance(self, q: GaussianForward, xt: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Mean [B, D] and covariance [B, D, D] of x⁰ given x^t."""
+        alpha_bar, noise_variance = extract(q.alpha_bar, t, xt), extract(q.noise_variance, t, xt)
+        log_snr = extract(q.log_snr, t, xt).float().clamp(min=-99)  # finite where β_T = 1 leaves no signal
+        dimensions = xt.shape[1]
+        output, triangle = self.network(xt.float(), log_snr).to(xt.dtype).tensor_split([dimensions], dim=1)
+        rows, columns = torch.tril_indices(dimensions, dimensions, device=xt.device)
+        factor = torch.where(rows == columns, triangle.exp(), triangle)
+        L = xt.new_zeros(len(xt), dimensions, dimensions)
+        L[:, rows, columns] = factor
+        return self.x0_from(output, xt, alpha_bar, noise_variance), noise_variance[..., None] * (L @ L.mT)
+
+    def predict_x0(self, q: GaussianForward, xt: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each entry of x⁰ given x^t."""
+        mean, covariance = self.predict_x0_covariance(q, xt, t)
+        return mean, covariance.diagonal(dim1=1, dim2=2)
+
+    def forward(self, q: GaussianForward, xt: Tensor, t: int | Tensor) -> MultivariateNormal:
+        """The distribution of x^{t−1}."""
+        return q.posterior_from_covariance(xt, *self.predict_x0_covariance(q, xt, t), t)
+
+
 class BitX0Prediction(nn.Module):
     """The same for bits: P(x⁰_i = 1 | x^t) by Bayes' rule from the prior, from x^t_i, and from the other bits. Ours.
 
@@ -150,6 +180,30 @@ class BitX0Prediction(nn.Module):
         return mean, mean * (1 - mean)
 
     def forward(self, q: BernoulliForward, xt: Tensor, t: int | Tensor) -> Distribution:
+        """The distribution of x^{t−1}."""
+        return q.posterior_from_moments(xt, *self.predict_x0(q, xt, t), t)
+
+
+class MaskedX0Prediction(nn.Module):
+    """The same for masked bits: P(x⁰_i = 1 | x^t) of a masked bit from those that are not masked (Austin et al. 2021).
+
+    `network` maps [B, D], where a bit 0 is −1, a mask 0 and a bit 1 is 1, to logits [B, D]. It is not told t: a mask
+    says nothing of the bit under it, so that q(x⁰|x^t) depends on the other bits alone.
+    """
+
+    any_schedule = True
+
+    def __init__(self, network: nn.Module, final_step: FinalStep | None = None):
+        super().__init__()
+        self.network, self.final_step = network, final_step
+
+    def predict_x0(self, q: AbsorbingForward, xt: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each bit of x⁰ given x^t."""
+        prob_one = torch.sigmoid(self.network((2 * xt - 1).float()).to(xt.dtype))
+        mean = torch.where(xt == MASK, prob_one, xt)
+        return mean, mean * (1 - mean)
+
+    def forward(self, q: AbsorbingForward, xt: Tensor, t: int | Tensor) -> Distribution:
         """The distribution of x^{t−1}."""
         return q.posterior_from_moments(xt, *self.predict_x0(q, xt, t), t)
 

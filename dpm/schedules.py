@@ -22,6 +22,15 @@ def linear_alpha_bar(T: int) -> Tensor:
     return torch.cat([torch.zeros(1, dtype=torch.float64), 1 / (T - t + 1)])
 
 
+def power_alpha_bar(T: int, power: float) -> Tensor:
+    """ᾱ_t = (1 − t/T)^power: at 1 `linear_alpha_bar`, above it with shorter steps where little signal is left.
+
+    Returns β [T+1] in float64. Ours.
+    """
+    left = 1 - torch.arange(1, T + 1, dtype=torch.float64) / T
+    return beta_from_alpha_bar(left**power)
+
+
 def log_snr_linear(T: int, *noise_variances: float) -> Tensor:
     """A schedule whose log signal-to-noise ratio log ᾱ_t/(1−ᾱ_t) falls linearly in t.
 

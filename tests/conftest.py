@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from dpm import evaluation, ideal
 from dpm.cli import main
 from dpm.experiments.registry import EXPERIMENTS
 
@@ -34,7 +35,11 @@ def dpm(monkeypatch, capsys):
 
 @pytest.fixture
 def few_held_out(monkeypatch):
-    """Fewer held-out samples: what a report says is checked elsewhere, here only that it is made."""
+    """Fewer samples: what a report says is checked elsewhere, here only that it is made."""
+    monkeypatch.setattr(evaluation, "N_ROUNDS", 2)
+    monkeypatch.setattr(evaluation, "PROGRESS_AFTER", 1e6)  # a slow machine prints the same
+    monkeypatch.setattr(ideal, "SAMPLES_PER_POINT", 1)
+    monkeypatch.setattr(ideal, "LATTICE_SPACING", 8.0)
     for name in EXPERIMENTS:
         first = EXPERIMENTS[name].held_out_data
         monkeypatch.setitem(

@@ -14,19 +14,26 @@ from torch import Generator
 
 import dpm.bound
 from dpm.bound import (
+    STRATUM_SIZE,
     EvidenceBound,
+    KLProfile,
     PaperBound,
+    bound_loss,
     estimate_K,
     evaluate,
     evaluate_subsampled,
+    final_step_bound_loss,
     first_learned_timestep,
     kl_above,
+    kl_profile,
     log_null,
     prior_cross_entropy_gap,
     prior_kl,
     reconstruction_loss,
     step_kl,
     stratified_timesteps,
+    timestep_at,
+    timestep_by_share,
     trajectory_K,
 )
 from dpm.data.synthetic import heartbeat, heartbeat_sequences
@@ -905,3 +912,63 @@ def test_samples_of_a_stratum_interleave_their_timesteps():
     assert float(t.double().std(0).max()) < 4 and bool((t[:, 1] - t[:, 0] == 10).all())
     counts = torch.bincount(t[::10, 0])[2:12]
     assert stats.chisquare(counts.numpy()).pvalue > 1e-3
+
+
+SHARE = torch.tensor([0, 0, 0.5, 0.2, 0.05, 0.25], dtype=torch.float64)
+
+
+def test_timesteps_by_share_are_drawn_as_often_as_their_share():
+    u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    counts = torch.bincount(timestep_by_share(u, SHARE), minlength=6) / len(u)
+    assert counts.tolist() == pytest.approx(SHARE.tolist(), abs=1e-4)
+    assert timestep_by_share(torch.tensor([0.0, 1.0]).double(), SHARE).tolist() == [2, 5]
+    uniform = torch.tensor([0, 0] + [1 / 19] * 19, dtype=torch.float64)
+    assert torch.equal(timestep_by_share(u, uniform), timestep_at(u, 20))
+
+
+@pytest.mark.parametrize("n_timesteps", [1, 3])
+def test_timesteps_by_a_profile_average_to_all_of_them(n_timesteps):
+    """Against the sum over every timestep, whatever the profile; that of a pilot makes the estimate vary least."""
+    q, x0 = GaussianForward(log_snr_linear(30, 1e-2, 0.9)), 1.5 * draws(20_000, 2)
+    every = evaluate(keep_prior, q, x0, Generator().manual_seed(5)).kl
+    t = stratified_timesteps(20_000, 30, Generator().manual_seed(2))
+    pilot = kl_profile(t, step_kl(keep_prior, q, x0, t, draws(20_000, 2, seed=3)), 30)
+    rising = torch.arange(31, dtype=torch.float64).clamp(min=1) - 1
+    wrong = KLProfile(mean=torch.full((31,), 7.0).double() * (rising > 0), share=rising / rising.sum())
+    variance = {}
+    for name, profile in (("pilot", pilot), ("wrong", wrong), ("none", None)):
+        kl = evaluate_subsampled(keep_prior, q, x0, Generator().manual_seed(4), n_timesteps, profile).kl
+        strata = (kl - every).view(-1, STRATUM_SIZE).mean(1)
+        difference, error = mean_and_stderr(strata)
+        assert abs(difference) < 4 * error
+        variance[name] = float(strata.var())
+    assert variance["pilot"] < min(variance["wrong"], variance["none"])
+
+
+def test_a_profile_follows_mean_and_standard_deviation():
+    """In twenty ranges of ten timesteps, whose standard deviations are 1 to 20, and whose means fall from 40."""
+    t = torch.arange(2, 202).repeat(400)
+    k = (t - 2) // 10
+    kl = 40 - k + (1 + k) * torch.randn(len(t), generator=Generator().manual_seed(0))
+    profile = kl_profile(t, kl, 201)
+    assert float(profile.share.sum()) == pytest.approx(1) and profile.share[:2].tolist() == [0, 0]
+    middles = torch.arange(20) * 10 + 6.5  # between two timesteps
+    low, high = middles.floor().long(), middles.ceil().long()
+    assert torch.allclose((profile.mean[low] + profile.mean[high]) / 2, 40 - torch.arange(20).double(), atol=1.5)
+    wanted = 0.9 * torch.arange(1, 21) / 210 / 10 + 0.1 / 200
+    assert torch.allclose((profile.share[low] + profile.share[high]) / 2, wanted.double(), rtol=0.06)
+
+
+def test_loss_with_a_share_for_the_final_step_is_minus_K_with_less_variance():
+    """In the mean over many batches it is −K of `evaluate`, and that of `bound_loss`, which meets t = 1 seldom."""
+    q, p = GaussianForward(log_snr_linear(50, 1e-2, 0.9)), IdealMixtureReverse(real([0.5, 0.1]), 0.2)
+    p.final_step = learned_final_step
+    x0 = draws(50_000, 2)
+    K, K_stderr = mean_and_stderr(evaluate(p, q, x0, Generator().manual_seed(5)).K)
+    t = stratified_timesteps(500, 50, Generator().manual_seed(6), above=0).repeat(100)
+    noise = draws(50_000, 2, seed=7)
+    losses = {loss: loss(p, q, x0, t, noise).view(100, 500).mean(1) for loss in (bound_loss, final_step_bound_loss)}
+    for batches in losses.values():
+        mean, stderr = mean_and_stderr(batches)
+        assert mean == pytest.approx(-K, abs=4 * math.hypot(stderr, K_stderr))
+    assert losses[final_step_bound_loss].var() < 0.7 * losses[bound_loss].var()

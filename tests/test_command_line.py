@@ -16,6 +16,7 @@ from PIL import Image
 from torch.distributed.run import get_args_parser
 
 from dpm import posterior, reverse, training
+from dpm.bound import simple_loss
 from dpm.cli.output import print_result
 from dpm.cli.parser import build_parser
 from dpm.data.sets import load_digits
@@ -653,12 +654,12 @@ def test_a_schedule_and_its_rivals_meet_the_same_noise_on_fresh_data(dpm, monkey
 def test_training_hands_on_its_options_and_reports_seed_0(dpm, few_held_out, tmp_path, monkeypatch):
     """The path is the seed's, the held-out data are the same after every run."""
     experiment = EXPERIMENTS["swiss_roll"]
-    config = replace(experiment.settings["paper"], precision=torch.bfloat16)
+    config = replace(experiment.settings["paper"], precision=torch.bfloat16, loss=simple_loss)
     monkeypatch.setitem(EXPERIMENTS, "swiss_roll", replace(experiment, settings={"paper": config}))
     given, rate = [], []
 
-    def unchanged(state, draw, batch, n_steps, learning_rate, checkpoint, *, precision, micro_batch):
-        given.append((state, batch, n_steps, learning_rate, precision, micro_batch))
+    def unchanged(state, draw, batch, n_steps, learning_rate, checkpoint, *, loss, precision, micro_batch):
+        given.append((state, batch, n_steps, learning_rate, loss, precision, micro_batch))
         yield Record(n_steps, 1.0)
 
     monkeypatch.setattr("dpm.cli.train.train", unchanged)
@@ -667,7 +668,10 @@ def test_training_hands_on_its_options_and_reports_seed_0(dpm, few_held_out, tmp
     words = ["--steps", 7, "--seed", 5, "--micro-batch", 30, "--device", "cpu", "--out", tmp_path, "--json"]
     result = json.loads(dpm("train", "swiss_roll", *words)[1])
     ((state, *options),) = given
-    assert options == [config.batch, 7, config.learning_rate, torch.bfloat16, 30] and rate[2] == 7 * config.batch
+    assert (
+        options == [config.batch, 7, config.learning_rate, simple_loss, torch.bfloat16, 30]
+        and rate[2] == 7 * config.batch
+    )
     assert state.generator.initial_seed() == 5 and result["provenance"]["precision"] == "torch.bfloat16"
     fresh = build_model(config, 5).state_dict()
     assert all(torch.equal(value, fresh[name]) for name, value in state.model.state_dict().items())

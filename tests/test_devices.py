@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 from dpm.baselines import BANDWIDTHS, MCGSM, log_parzen
 from dpm.entropy import log_marginal_density
-from dpm.evaluation import edge_step_loss
+from dpm.evaluation import reverse_step_terms
 from dpm.experiments.registry import EXPERIMENTS, build_model
 from dpm.forward import GaussianForward
 from dpm.ideal import IdealReverse
@@ -50,7 +50,7 @@ def test_two_devices_are_refused_here_as_a_gpu_would():
         lambda q: GradientGuidance(lambda x: x.sum(1), power=0.5).log_prob(there(4, 2)),
         lambda q: IdealReverse(torch.zeros(5, 2)).predict_x0(q, there(4, 2), there(4).long())[0],
         lambda q: IdealReverse(torch.zeros(5, 2)).log_prob(there(4, 2)),
-        lambda q: edge_step_loss(IdealReverse(torch.zeros(5, 2)), q, there(4, 2), Generator()),
+        lambda q: reverse_step_terms(*[IdealReverse(torch.zeros(5, 2))] * 2, q, 3, Generator())[1],
     ],
     ids=[
         "log_marginal_density",
@@ -60,7 +60,7 @@ def test_two_devices_are_refused_here_as_a_gpu_would():
         "GradientGuidance",
         "predict_x0",
         "log_prob",
-        "edge_step_loss",
+        "reverse_step_terms",
     ],
 )
 def test_what_is_computed_stays_on_its_device(compute):
@@ -92,7 +92,8 @@ def test_a_training_step_stays_on_its_device(name, setting):
 
 @pytest.mark.parametrize(
     ("name", "setting", "t"),
-    [(*names, 3) for names in AT_ONE_T + AT_ANY_T] + [(*names, there(4).long()) for names in AT_ANY_T],
+    [(*names, 3) for names in AT_ONE_T + AT_ANY_T]
+    + [(*names, there(4).long()) for names in [*AT_ANY_T, ("swiss_roll", "beyond")]],
 )
 def test_a_reverse_step_stays_on_its_device_at_one_t_or_many(name, setting, t):
     experiment = EXPERIMENTS[name]

@@ -19,7 +19,9 @@ from dpm.experiments.shipped import schedule_path, weights_path
 from dpm.experiments.swiss_roll import BETA_1, roll_schedule
 from dpm.files import write_tensors
 from dpm.forward import GaussianForward
+from dpm.forward.absorbing import MASK
 from dpm.ideal import IdealMixtureReverse
+from dpm.reverse import has_edge_step
 from dpm.schedules import log_snr_linear
 from dpm.units import mean_and_stderr, to_bits
 
@@ -29,9 +31,12 @@ SETTINGS = [(name, setting) for name in EXPERIMENTS for setting in EXPERIMENTS[n
 def test_get_experiment_finds_every_experiment_and_setting():
     for name, setting in SETTINGS:
         experiment, config = get_experiment(name, setting)
-        assert experiment is EXPERIMENTS[name] and config is experiment.settings[setting]
+        assert experiment == replace(EXPERIMENTS[name], ideal=config.ideal or EXPERIMENTS[name].ideal)
+        assert config is experiment.settings[setting]
     assert {name for name, _ in SETTINGS} >= {"swiss_roll", "heartbeat", "digits"}
-    assert all(list(experiment.settings) == ["paper", "best"] for experiment in EXPERIMENTS.values())
+    toys = ["swiss_roll", "heartbeat"]
+    for name, experiment in EXPERIMENTS.items():
+        assert list(experiment.settings) == ["paper", "best", *["beyond"] * (name in toys)]
     assert all(experiment.name == name for name, experiment in EXPERIMENTS.items())
 
 
@@ -80,7 +85,34 @@ def test_the_ideal_model_of_an_experiment_knows_the_distribution_of_its_data():
         assert gain > 5 * error
 
 
-@pytest.mark.parametrize(("name", "setting"), SETTINGS)
+@pytest.mark.parametrize("name", ["swiss_roll", "heartbeat"])
+def test_the_ideal_model_of_a_setting_is_of_the_form_of_its_network(name):
+    """Their reverse steps and their final steps are of one kind, and so are their schedules and their data."""
+    experiment, config = get_experiment(name, "beyond")
+    model, x = build_model(config), experiment.draw(3, Generator().manual_seed(0))
+    q, p, ideal = model.forward_process(), model.p, experiment.ideal
+    assert ideal is not None and not has_edge_step(p, q) and not has_edge_step(ideal, q)
+    assert ideal.final_step is p.final_step and torch.equal(ideal.points, EXPERIMENTS[name].ideal.points)
+    xt = q.marginal(x, 5).reparameterize(q.sample_noise(x, Generator().manual_seed(1)))
+    assert type(p(q, xt, 5)) is type(ideal(q, xt, 5)) and p(q, xt, 5).entropy().shape == ideal(q, xt, 5).entropy().shape
+
+
+def test_beyond_begins_at_what_it_knows_without_training():
+    """The roll at the posterior of N(0, I); a masked bit of the heartbeat at even odds."""
+    roll, beats = (build_model(EXPERIMENTS[name].settings["beyond"]) for name in ("swiss_roll", "heartbeat"))
+    q, xt = roll.forward_process(), torch.randn(4, 2, generator=Generator().manual_seed(0), dtype=torch.float64)
+    assert q.T == 100 and float(q.beta[1]) == pytest.approx(BETA_1, rel=1e-9)
+    kernel, reverse = q.transition(xt, 9), roll.p(q, xt, 9)
+    assert torch.allclose(reverse.mean, kernel.mean, atol=1e-5)
+    covariance = torch.diag_embed(kernel.variance.expand(4, 2))
+    assert torch.allclose(reverse.covariance, covariance, atol=1e-6)
+    q = beats.forward_process()
+    assert q.T == EXPERIMENTS["heartbeat"].T
+    prob_one, _ = beats.p.predict_x0(q, torch.tensor([[MASK, 0.0, 1.0, MASK] * 5]), 7)
+    assert prob_one[0, :4].tolist() == [0.5, 0.0, 1.0, 0.5]
+
+
+@pytest.mark.parametrize(("name", "setting"), [pair for pair in SETTINGS if pair[1] != "beyond"])
 def test_every_setting_builds_the_forward_process_of_its_experiment(name, setting):
     experiment, config = get_experiment(name, setting)
     q, expected = build_model(config).forward_process(), experiment.forward_process(experiment.T)
@@ -161,9 +193,11 @@ def test_shipped_weights_are_those_of_the_model_of_their_setting(name, setting):
 
 
 def test_recorded_schedule_beats_those_linear_in_log_snr():
-    record = json.loads(schedule_path("swiss_roll").read_text())
-    assert record["over_best_geometric_bits"] > 5 * record["over_best_geometric_stderr_bits"]
-    assert len(record["beta"]) == record["T"] + 1 == 41 and record["beta"][1] == pytest.approx(BETA_1, rel=1e-9)
+    for setting, T in (("best", 40), ("beyond", 100)):
+        record = json.loads(schedule_path("swiss_roll", setting).read_text())
+        assert record["over_best_geometric_bits"] > 5 * record["over_best_geometric_stderr_bits"]
+        assert len(record["beta"]) == record["T"] + 1 == T + 1
+        assert record["beta"][1] == pytest.approx(BETA_1, rel=1e-9)
 
 
 def test_a_readout_of_the_paper_has_ten_bumps():

@@ -21,6 +21,7 @@ from dpm.ideal import (
     _enumerate_counts,
     _interchangeable_groups,
     best_schedule,
+    enumerate_entropy,
     enumerate_ideal_K,
     ideal_K,
 )
@@ -602,3 +603,80 @@ def test_enumerated_K_of_masks_has_the_slope_of_its_difference_in_beta():
         )
         assert float(slope[t]) == pytest.approx((up - down) / 2e-6, rel=1e-5)
         assert abs(float(slope[t])) > 1e-3
+
+
+# Averages over q(x^t)
+
+
+@pytest.mark.parametrize("t", [1, 3, 5])
+def test_the_lattice_has_the_density_and_the_moments_of_q(t, monkeypatch):
+    """Blurred points of the plane of unequal weight: log q(x^t) by scipy, its mean and its mean square by hand."""
+    monkeypatch.setattr("dpm.ideal.LATTICE_SPACING", 1.0)
+    points, weights, variance = real([1.2, -0.3], [-0.5, 1.0], [-0.7, -0.7]), real(0.5, 0.3, 0.2), 0.05
+    q, p = GaussianForward(log_snr_linear(5, 0.01, 0.9)), IdealMixtureReverse(points, variance, weights)
+    kept = math.prod(1 - b for b in q.beta[: t + 1].tolist())
+    xt, weight = p.sample_marginal(q, t, Generator().manual_seed(0))
+    width = kept * variance + 1 - kept
+    density = sum(
+        w * stats.multivariate_normal(math.sqrt(kept) * point, width * np.eye(2)).pdf(xt.numpy())
+        for w, point in zip(weights.tolist(), points.numpy(), strict=True)
+    )
+    assert np.allclose(p.log_marginal(q, xt, t), np.log(density), atol=1e-9)
+    assert torch.allclose(IdealReverse.log_marginal(p, q, xt, t), p.log_marginal(q, xt, t), atol=1e-9)
+    assert float(weight.sum()) == pytest.approx(1, abs=1e-8) and float(weight.min()) > 0
+    assert torch.allclose(weight @ xt, math.sqrt(kept) * weights @ points, atol=1e-5)
+    mean_square = kept * float(weights @ points.square().sum(1)) + 2 * width
+    assert float(weight @ xt.square().sum(1)) == pytest.approx(mean_square, rel=1e-5)
+
+
+def test_a_finer_lattice_is_closer(monkeypatch):
+    """The entropy of one normal: right to five digits at a spacing of one width, and in the mean of shifts at two."""
+    q, p = GaussianForward(log_snr_linear(4, 0.01, 0.9)), IdealMixtureReverse(real([0.3, -0.4]), 0.05)
+    exact = math.log(2 * math.pi * math.e * float(q.alpha_bar[2] * 0.05 + q.noise_variance[2]))
+
+    def entropies(spacing):
+        monkeypatch.setattr("dpm.ideal.LATTICE_SPACING", spacing)
+        generator = Generator().manual_seed(0)
+        samples = [p.sample_marginal(q, 2, generator) for _ in range(20)]
+        return torch.stack([-(weight @ p.log_marginal(q, xt, 2)) for xt, weight in samples])
+
+    fine, coarse = entropies(1.0), entropies(2.0)
+    assert float((fine - exact).abs().max()) < 1e-4 < float((coarse - exact).abs().max())
+    mean, stderr = mean_and_stderr(coarse)
+    assert mean == pytest.approx(exact, abs=4 * stderr + 1e-3)
+
+
+def test_samples_of_points_are_of_all_of_them_by_weight():
+    q, p = BernoulliForward(linear_alpha_bar(6), 0.2), IdealReverse(THREE, UNEVEN)
+    xt, weight = p.sample_marginal(q, 0, Generator().manual_seed(0))
+    assert float(weight.sum()) == pytest.approx(1, abs=1e-12)
+    found = [float(weight[(xt == point).all(1)].sum()) for point in THREE]
+    assert found == pytest.approx(UNEVEN.tolist(), abs=1e-12)
+
+
+@pytest.mark.parametrize("t", [0, 1, 4])
+@every_discrete_process
+def test_enumerated_entropy_is_the_sum_over_every_state(make, points, t):
+    q = make(6)
+    states = torch.cartesian_prod(*[q.states] * 3)
+    q_xt = q.marginal(points, t).log_prob(states[:, None]).sum(2).exp().mean(1)
+    entropy = enumerate_entropy(IdealReverse(points), q, t)
+    assert float(entropy) == pytest.approx(float(torch.special.entr(q_xt).sum()), abs=1e-12)
+    assert enumerate_entropy(IdealReverse(points), GaussianForward(linear_alpha_bar(6)), t) is None
+
+
+def test_best_schedule_of_a_full_covariance_is_better_for_it_than_that_of_the_diagonal():
+    """On a line across the plane, where a diagonal covariance has to take small steps: K* with common noise."""
+    u = torch.linspace(-1.5, 1.5, 60, dtype=torch.float64)
+    points, variance, step = torch.stack([u, u], 1), 4e-4, learned_final_step
+    full, diagonal = (
+        kind(points, variance, final_step=step) for kind in (IdealFullCovarianceReverse, IdealMixtureReverse)
+    )
+    generator = Generator().manual_seed(0)
+    x0 = points.repeat(60, 1) + math.sqrt(variance) * torch.randn(3_600, 2, generator=generator, dtype=torch.float64)
+    K = [
+        ideal_K(full, GaussianForward(best_schedule(p, 8, 1e-3, x0, generator, 60)), x0, Generator().manual_seed(1))
+        for p in (full, diagonal)
+    ]
+    gain, stderr = mean_and_stderr(K[0] - K[1])
+    assert gain > 5 * stderr

@@ -4,12 +4,14 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 from torch import Generator, nn
 
 from dpm.bound import evaluate, trajectory_K
 from dpm.data.synthetic import heartbeat_sequences
 from dpm.distributions import Bernoulli, Normal
-from dpm.forward import BernoulliForward, GaussianForward
+from dpm.forward import AbsorbingForward, BernoulliForward, GaussianForward
+from dpm.forward.absorbing import MASK
 from dpm.ideal import IdealReverse
 from dpm.networks.denoisers import FourierMLP
 from dpm.networks.layers import mlp
@@ -18,17 +20,21 @@ from dpm.reverse import (
     BitX0Prediction,
     DiffusionModel,
     EpsPrediction,
+    FullCovarianceVPrediction,
     KernelPerturbation,
     LogitPrediction,
+    MaskedX0Prediction,
     VPrediction,
     X0Prediction,
     fixed_point_mean,
+    learned_final_step,
     noise_and_denoise,
     sample,
     sample_trajectory,
     shifted_kernel_mean,
 )
 from dpm.schedules import FixedSchedule, LearnedSchedule, linear_alpha_bar, log_snr_linear
+from dpm.units import mean_and_stderr
 
 
 def real(*values):
@@ -238,6 +244,85 @@ def test_predictions_of_x0_noise_and_v_are_averaged_over(kind, t):
     mean = (low.mean + high.mean) / 2
     assert torch.allclose(law.mean, mean, atol=1e-12)
     assert torch.allclose(law.variance, low.variance + (high.mean - mean).square(), atol=1e-12)
+
+
+class PosteriorOfOneGaussian(nn.Module):
+    """The outputs of `FullCovarianceVPrediction` that are exact for x⁰ ~ N(0, C): v, and the lower triangle of L."""
+
+    def __init__(self, C):
+        super().__init__()
+        self.C = C
+
+    def forward(self, x, log_snr):
+        alpha_bar = torch.sigmoid(log_snr.double()).reshape(-1, 1, 1)
+        gain = alpha_bar.sqrt() * self.C @ torch.linalg.inv(alpha_bar * self.C + (1 - alpha_bar) * torch.eye(2))
+        x0 = (gain @ x.double()[..., None])[..., 0]
+        covariance = self.C - alpha_bar.sqrt() * gain @ self.C
+        L = torch.linalg.cholesky(covariance / (1 - alpha_bar)).expand(len(x), 2, 2)
+        v = (alpha_bar.sqrt()[..., 0] * x - x0) / (1 - alpha_bar).sqrt()[..., 0]
+        return torch.cat([v, L[:, :1, 0].log(), L[:, 1:, 0], L[:, 1:, 1].log()], dim=1)
+
+
+def test_full_covariance_is_exact_for_one_gaussian():
+    """Every trajectory has log p(x⁰) = log N(x⁰; 0, C), by scipy, and no two differ but by the prior's small error; a
+    diagonal covariance cannot. So K is −H(X⁰)."""
+    C = real([0.9, 0.7], [0.7, 1.1])
+    q = GaussianForward(log_snr_linear(12, 1e-3, 1 - 1e-9))
+    x0 = draws(300, 2) @ torch.linalg.cholesky(C).T
+    log_density = torch.tensor(stats.multivariate_normal([0, 0], C.numpy()).logpdf(x0.numpy()))
+    p = FullCovarianceVPrediction(PosteriorOfOneGaussian(C), learned_final_step)
+    assert torch.allclose(trajectory_K(p, q, x0, Generator().manual_seed(0)), log_density, atol=2e-3)
+    K, stderr = mean_and_stderr(evaluate(p, q, x0, Generator().manual_seed(1)).K - log_density)
+    assert abs(K) < 5 * stderr < 0.5
+
+    def diagonal(q, xt, t):
+        return q.posterior_from_moments(xt, *p.predict_x0(q, xt, t), t)
+
+    diagonal.final_step = learned_final_step
+    lost, stderr = mean_and_stderr(log_density - trajectory_K(diagonal, q, x0, Generator().manual_seed(0)))
+    assert lost > 5 * stderr
+
+
+@pytest.mark.parametrize("t", [1, 3, torch.tensor([1, 2, 3, 4])])
+def test_full_covariance_has_the_mean_and_the_diagonal_of_v_prediction(t):
+    """Of the same outputs, where L is diagonal; and the covariance of x⁰ is (1−ᾱ) L Lᵀ, entry by entry."""
+    q, x = GaussianForward(log_snr_linear(5, 0.02, 0.95)), draws(4, 2)
+
+    def network(x, log_snr):
+        return torch.cat([x.sin(), 0.1 * x[:, :1], 0 * x[:, :1], 0.2 * x[:, 1:]], dim=1)
+
+    def diagonal_network(x, log_snr):
+        return torch.cat([x.sin(), 0.2 * x[:, :1], 0.4 * x[:, 1:]], dim=1)
+
+    full, diagonal = FullCovarianceVPrediction(network)(q, x, t), VPrediction(diagonal_network)(q, x, t)
+    assert torch.allclose(full.mean, diagonal.mean, atol=1e-6)
+    assert torch.allclose(full.covariance, torch.diag_embed(diagonal.variance), rtol=1e-5)
+    p = FullCovarianceVPrediction(lambda x, log_snr: real([0, 0, 0.1, 0.4, -0.2]).float().expand(4, 5))
+    _, covariance = p.predict_x0_covariance(q, x, t)
+    a, b, c = math.exp(0.1), 0.4, math.exp(-0.2)
+    for k, s in enumerate(broadcast_t(t, x).tolist()):
+        wanted = float(q.noise_variance[s]) * real([a * a, a * b], [a * b, b * b + c * c])
+        assert torch.allclose(covariance[k], wanted, atol=1e-6)
+
+
+def test_prediction_of_masked_bits_is_the_ideal_where_the_network_is():
+    """A table of the logits of every x^t that can be; revealed bits are certain whatever the network says."""
+    points, q = heartbeat_sequences(4, 2), AbsorbingForward(linear_alpha_bar(6))
+    ideal = IdealReverse(points)
+    xt = torch.cartesian_prod(*[q.states] * 4)
+    xt = xt[ideal.log_marginal(q, xt, 3) > -math.inf]
+    prob_one, _ = ideal.predict_x0(q, xt, 3)
+
+    def network(signs):
+        assert signs.unique().tolist() == [-1, 0, 1]
+        index = (signs.double() == (2 * xt - 1)[:, None]).all(-1).int().argmax(0)
+        return torch.where(xt == MASK, prob_one.logit(), 7.0)[index].float()
+
+    p = MaskedX0Prediction(network)
+    for t in (1, 3, torch.full((len(xt),), 5)):
+        for of_ideal, of_network in zip(ideal.predict_x0(q, xt, t), p.predict_x0(q, xt, t), strict=True):
+            assert torch.allclose(of_ideal, of_network, atol=1e-6)
+        assert torch.allclose(ideal(q, xt, t).probs, p(q, xt, t).probs, atol=1e-6)
 
 
 def test_the_network_is_given_the_log_snr_as_it_is():

@@ -18,6 +18,7 @@ from dpm.schedules import (
     linear_beta,
     log_alpha_bar,
     log_snr_linear,
+    power_alpha_bar,
     shortest_paths,
 )
 
@@ -52,6 +53,13 @@ def test_cosine_alpha_bar_is_a_squared_cosine_that_ends_at_zero(T):
     beta = cosine_alpha_bar(T)
     assert beta[0] == 0 and beta[-1] == 1
     assert signal_shares(beta) == pytest.approx([share / wanted[0] for share in wanted], abs=1e-12)
+
+
+@pytest.mark.parametrize("T", [1, 2, 3, 10, 2000])
+def test_power_alpha_bar_is_a_power_of_what_linear_alpha_bar_leaves(T):
+    assert torch.allclose(power_alpha_bar(T, 1), linear_alpha_bar(T), atol=1e-12)
+    left = [math.prod(1 - b for b in power_alpha_bar(T, 2.5)[: t + 1].tolist()) for t in range(T + 1)]
+    assert left == pytest.approx([(1 - t / T) ** 2.5 for t in range(T + 1)], abs=1e-12)
 
 
 @pytest.mark.parametrize("T", [1, 2, 3, 10, 2000])

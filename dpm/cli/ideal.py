@@ -7,6 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from dpm.cli.output import print_result
+from dpm.cli.parser import DEFAULT_SETTING
 from dpm.data.synthetic import LENGTH, PERIOD, heartbeat, heartbeat_sequences
 from dpm.distributed import use_one_thread
 from dpm.errors import UserError
@@ -53,9 +54,9 @@ def optimum(args: argparse.Namespace) -> None:
     print_result(result | {"provenance": provenance(args.seed, torch.device("cpu"))}, args.json)
 
 
-def get_ideal(name: str) -> tuple[Experiment, IdealReverse]:
+def get_ideal(name: str, setting: str = DEFAULT_SETTING) -> tuple[Experiment, IdealReverse]:
     """An experiment whose ideal reverse model can be computed, and that model; on one thread, which is fastest."""
-    experiment, _ = get_experiment(name, "paper")
+    experiment, _ = get_experiment(name, setting)
     if experiment.ideal is None:
         known = ", ".join(other for other in EXPERIMENTS if EXPERIMENTS[other].ideal)
         raise UserError(f"nobody knows the optimum of {name}; it is known for {known}")
@@ -88,7 +89,7 @@ def other_bits(args: argparse.Namespace, T: int) -> tuple[IdealReverse, ForwardP
 
 def schedule(args: argparse.Namespace) -> None:
     """`dpm schedule`: the schedule that makes K* the highest, beside the best one that is linear in log-SNR."""
-    experiment, p = get_ideal(args.name)
+    experiment, p = get_ideal(args.name, args.setting)
     T = n_timesteps(experiment, args.T)
     q = experiment.forward_process(T)
     if q.states is not None:

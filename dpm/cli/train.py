@@ -162,6 +162,7 @@ def run(
         n_steps,
         config.learning_rate,
         folder / "checkpoint.safetensors",
+        loss=config.loss,
         precision=precision,
         micro_batch=args.micro_batch,
     )

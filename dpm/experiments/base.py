@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
+from dpm.bound import Loss, bound_loss
 from dpm.data.images import ImageDataset
 from dpm.data.vectors import VectorDataset
 from dpm.forward import ForwardProcess, GaussianForward
@@ -29,6 +30,8 @@ class TrainConfig:
     n_steps: int  #: optimiser steps
     learning_rate: float  #: its peak
     precision: torch.dtype = torch.float32  #: of the networks' products in training; K is measured in float32
+    loss: Loss = bound_loss  #: what training minimises
+    ideal: IdealReverse | None = None  #: the ideal reverse model of this form, where it is not that of the paper's
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Experiment:
     forward_process: Callable[[int], ForwardProcess]  #: the untrained forward process of T steps
     T: int  #: the paper's number of steps
     paper: dict[str, float]  #: the paper's numbers
-    settings: dict[str, TrainConfig]  #: "paper": as published; "best": the strongest at the paper's bound
+    settings: dict[str, TrainConfig]  #: "paper" as published, "best" at the paper's bound, "beyond"
     ideal: IdealReverse | None = None  #: the ideal reverse model, where it can be computed
     images: Callable[[torch.device], ImageDataset] | None = None  #: loads the data, where they are pictures
     whole_images: Callable[[Generator], Tensor] | None = None  #: held-out pictures to restore, where K is of patches

@@ -1,6 +1,7 @@
 """All experiments by name. One is added by writing a file here that defines EXPERIMENT."""
 
 import pkgutil
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -28,13 +29,17 @@ EXPERIMENTS = _find_experiments()  #: name → Experiment
 
 
 def get_experiment(name: str, setting: str) -> tuple[Experiment, TrainConfig]:
-    """The experiment and the configuration of these names; UserError lists those that exist."""
+    """The experiment, with the ideal reverse model of the setting's form, and the configuration of these names.
+
+    UserError lists those that exist.
+    """
     if name not in EXPERIMENTS:
         raise UserError(f"no experiment named {name!r}; there are {', '.join(EXPERIMENTS)}")
     settings = EXPERIMENTS[name].settings
     if setting not in settings:
         raise UserError(f"{name} has no setting {setting!r}; it has {', '.join(settings)}")
-    return EXPERIMENTS[name], settings[setting]
+    experiment, config = EXPERIMENTS[name], settings[setting]
+    return (replace(experiment, ideal=config.ideal) if config.ideal else experiment), config
 
 
 def build_model(config: TrainConfig, seed: int = 0) -> DiffusionModel:

@@ -25,9 +25,9 @@ def weights_path(name: str, setting: str) -> Path:
     return DATA / "weights" / f"{name}-{setting}.safetensors"
 
 
-def schedule_path(name: str) -> Path:
-    """The shipped best schedule of an experiment, as `dpm schedule` wrote it."""
-    return DATA / "schedules" / f"{name}.json"
+def schedule_path(name: str, setting: str = "best") -> Path:
+    """The shipped best schedule of an experiment's setting, as `dpm schedule` wrote it."""
+    return DATA / "schedules" / (f"{name}.json" if setting == "best" else f"{name}-{setting}.json")
 
 
 def result_path(name: str, setting: str) -> Path:
@@ -40,9 +40,9 @@ def load_result(name: str, setting: str) -> dict:
     return read_json(result_path(name, setting))
 
 
-def load_schedule(name: str) -> Tensor:
-    """The shipped best schedule of an experiment, β [T+1] in float64. UserError where its record holds none."""
-    path = schedule_path(name)
+def load_schedule(name: str, setting: str = "best") -> Tensor:
+    """The shipped best schedule of a setting, β [T+1] in float64. UserError where its record holds none."""
+    path = schedule_path(name, setting)
     beta = read_json(path).get("beta")
     if not (isinstance(beta, list) and all(isinstance(value, float) for value in beta)):
         raise UserError(f"{path} holds no noise schedule; copy or install it anew")

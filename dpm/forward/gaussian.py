@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import pad
 
-from dpm.distributions import Normal
+from dpm.distributions import MultivariateNormal, Normal
 from dpm.forward.base import ForwardProcess
 from dpm.schedules import extract
 
@@ -62,6 +62,16 @@ class GaussianForward(ForwardProcess):
         """The Gaussian nearest in KL to q(x^{t−1} | x^t), given mean and variance of each entry of x⁰ | x^t."""
         weight = self.extract_posterior_coefficients(t, xt)
         return Normal(weight.x0 * mean + weight.xt * xt, weight.variance + weight.x0**2 * variance)
+
+    def posterior_from_covariance(
+        self, xt: Tensor, mean: Tensor, covariance: Tensor, t: int | Tensor
+    ) -> MultivariateNormal:
+        """The Gaussian of full covariance nearest in KL to q(x^{t−1} | x^t), for mean [B, D] and covariance [B, D, D]
+        of x⁰ | x^t."""
+        given_mean = self.posterior_from_moments(xt, mean, 0.0, t)
+        x0_weight = self.extract_posterior_coefficients(t, xt).x0[..., None]
+        of_posterior = torch.diag_embed(given_mean.variance.expand_as(xt))
+        return MultivariateNormal(given_mean.mean, of_posterior + x0_weight**2 * covariance)
 
     def log_likelihood(self, xt: Tensor, points: Tensor, t: int | Tensor, variance: float = 0.0) -> Tensor:
         """log q(x^t | x⁰ ~ N(point, variance · I)) up to a constant in the point: [B, D], [M, D] → [B, M] nats."""

@@ -25,19 +25,20 @@ LOG_SNR_SCALE = 4  # brings log-SNRs of −8 to 16 to the size of other inputs
 
 
 class FourierMLP(nn.Module):
-    """An MLP on x [B, D], Fourier features of x, and the log-SNR: → [B, 2D].
+    """An MLP on x [B, D], Fourier features of x, and the log-SNR: → [B, outputs].
 
-    The Fourier features, an octave apart, let a small network see a fine curve. The halves of the output are the
-    prediction and the log variance of each entry.
+    The Fourier features, an octave apart, let a small network see a fine curve. The outputs, 2D unless another number
+    is given, are the prediction and the log variance of each entry.
     """
 
-    def __init__(self, dimensions: int, width: int, n_layers: int, n_frequencies: int):
+    def __init__(self, dimensions: int, width: int, n_layers: int, n_frequencies: int, outputs: int | None = None):
         super().__init__()
         self.frequencies = [LOWEST_FREQUENCY * 2**k for k in range(n_frequencies)]
-        self.mlp = mlp(1 + dimensions * (1 + 2 * n_frequencies), width, n_layers, 2 * dimensions)
+        inputs = 1 + dimensions * (1 + 2 * n_frequencies)
+        self.mlp = mlp(inputs, width, n_layers, outputs or 2 * dimensions)
 
     def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
-        """x [B, D], log_snr a number or [B, 1] → prediction and log variance, [B, 2D]."""
+        """x [B, D], log_snr a number or [B, 1] → [B, outputs]."""
         level = (log_snr / LOG_SNR_SCALE).expand(len(x), 1)
         return self.mlp(torch.cat([x, level, *fourier_features(x, self.frequencies)], dim=1))
 
