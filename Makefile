@@ -11,8 +11,8 @@ TEXTS := $(CHAPTERS) $(wildcard chapters/*.md chapters/*/*.md dpm/*.py dpm/*/*.p
 FRAME := _config.yml _toc.yml $(wildcard tools/*.py _static/*)
 
 # One thread a process: two run side by side, and sums come out in one order on every machine.
-# What is in one group stays in one process: a notebook, a file whose fixture is costly. The largest groups come first.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup
+# Tests and chapters in one run, so that neither process waits for the other before the end.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout 600
 
 .PHONY: help book test test-units test-fast elsewhere lint run twice bench peers links release clean

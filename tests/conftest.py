@@ -10,14 +10,6 @@ from dpm.cli import main
 from dpm.experiments.registry import EXPERIMENTS
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """The cells of a notebook stay in one process: they share a kernel."""
-    for item in items:
-        if item.path.suffix == ".ipynb":
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 @pytest.fixture
 def dpm(monkeypatch, capsys):
     """Run a command line; returns its exit status, stdout and stderr."""
