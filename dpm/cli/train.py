@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
+from dpm.bound import bound_loss
 from dpm.cli.choose import choose_machine, choose_to_train
 from dpm.cli.output import print_result
 from dpm.cli.sample import draw_samples
@@ -162,7 +163,7 @@ def run(
         n_steps,
         config.learning_rate,
         folder / "checkpoint.safetensors",
-        loss=config.loss,
+        loss=config.loss or bound_loss,
         precision=precision,
         micro_batch=args.micro_batch,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from dpm.bound import Loss, bound_loss
+from dpm.bound import Loss
 from dpm.data.images import ImageDataset
 from dpm.data.vectors import VectorDataset
 from dpm.forward import ForwardProcess, GaussianForward
@@ -30,7 +30,7 @@ class TrainConfig:
     n_steps: int  #: optimiser steps
     learning_rate: float  #: its peak
     precision: torch.dtype = torch.float32  #: of the networks' products in training; K is measured in float32
-    loss: Loss = bound_loss  #: what training minimises
+    loss: Loss | None = None  #: what training minimises, where that is not −K
     ideal: IdealReverse | None = None  #: the ideal reverse model of this form, where it is not that of the paper's
 
 
