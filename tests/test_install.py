@@ -69,7 +69,8 @@ def installed(archives, tmp_path_factory):
     folder = tmp_path_factory.mktemp("environment")
     run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder)
     (packages,) = folder.glob("lib/python*/site-packages")
-    (packages / "running.pth").write_text(sysconfig.get_path("purelib"))
+    running = f"import sys; sys.path.append({sysconfig.get_path('purelib')!a})\n"  # in ASCII: any locale can read it
+    (packages / "running.pth").write_text(running)
     pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install"]
     run(*pip, "--no-deps", "--no-index", "--ignore-installed", archives[1], cwd=folder)
     return folder / "bin"
