@@ -179,7 +179,7 @@ def evaluate_beside_ideal(
     bound = mean_bound(ideal, p, q, entropies + gaps)
     bound = replace(bound, kl=bound.kl + bound.K - (ideal_K - gap))  # what is exact in K* is exact in the parts
     minus_entropy = -marginal_entropy(ideal, q, 0, generator)
-    edge = edge_step_loss(ideal, q, generator) if has_edge_step(p, q) else torch.zeros(N_ROUNDS)
+    edge = edge_step_loss(ideal, q, generator) if has_edge_step(p, q) else torch.zeros_like(minus_entropy)
     held_out = evaluate_subsampled(p, q, x0, generator, min(q.T - 1, HELD_OUT_TIMESTEPS)).K
     L_null = -float(to_bits(prior_cross_entropy(ideal, prior, 0)))
     return {
