@@ -183,13 +183,13 @@ def evaluate_beside_ideal(
     held_out = evaluate_subsampled(p, q, x0, generator, min(q.T - 1, HELD_OUT_TIMESTEPS)).K
     L_null = -float(to_bits(prior_cross_entropy(ideal, prior, 0)))
     return {
-        **mean_and_stderr_bits("K", bound.K),
+        **summarize("K", bound.K),
         "L_null_bits": L_null,
         "K_minus_L_null_bits": float(to_bits(bound.K).mean()) - L_null,
         "parts_bits": {part: float(to_bits(nats).mean()) for part, nats in vars(bound).items()},
-        **mean_and_stderr_bits("K_optimum", ideal_K),
-        **mean_and_stderr_bits("gap", gap),
-        **mean_and_stderr_bits("minus_entropy", minus_entropy),
+        **summarize("K_optimum", ideal_K),
+        **summarize("gap", gap),
+        **summarize("minus_entropy", minus_entropy),
         "lost_bits": {
             "edge": float(to_bits(edge).mean()),
             "kernel_and_schedule": float(to_bits(minus_entropy - ideal_K - edge).mean()),
@@ -200,12 +200,6 @@ def evaluate_beside_ideal(
         "K_held_out_stderr_bits": stderr_of_strata(to_bits(held_out)),
         "held_out": len(x0),
     }
-
-
-def mean_and_stderr_bits(name: str, nats: Tensor) -> dict[str, float]:
-    """Mean and standard error of independent values in nats, as bits under a name of the row."""
-    mean, stderr = mean_and_stderr(to_bits(nats))
-    return {f"{name}_bits": mean, f"{name}_stderr_bits": stderr}
 
 
 def reverse_step_terms(
@@ -283,13 +277,13 @@ def density_baselines(images: ImageDataset, model: DiffusionModel, generator: Ge
     scores["gaussian"] = patch_gaussian_log_prob(train, test)
     K = evaluate_twice(model, test, generator).K.view(2, -1).mean(0)
     scores["K_over_mcgsm"] = K / test[0].numel() - scores["mcgsm"]
-    return {f"{name}_{key}": value for name, nats in scores.items() for key, value in summarize(nats).items()}
+    return {key: value for name, nats in scores.items() for key, value in summarize(name, nats).items()}
 
 
-def summarize(nats: Tensor) -> dict[str, float]:
-    """Mean and standard error of values in nats, as bits."""
+def summarize(name: str, nats: Tensor) -> dict[str, float]:
+    """Mean and standard error of independent values in nats, as bits under a name of the row."""
     mean, stderr = mean_and_stderr(to_bits(nats))
-    return {"bits": mean, "stderr_bits": stderr}
+    return {f"{name}_bits": mean, f"{name}_stderr_bits": stderr}
 
 
 def parzen_table(
@@ -331,4 +325,4 @@ def parzen_row(images: ImageDataset, samples: Tensor, validation: Tensor) -> dic
 
     levels = (samples * images.scale + images.shift - 0.5).clamp(0, 255)  # 0.5 is the mean of the dequantisation noise
     sigma, log_p = parzen(*(to_unit_interval(x) for x in (levels, validation[:1000], images.test)))
-    return {f"parzen_{key}": value for key, value in summarize(log_p).items()} | {"parzen_sigma": sigma}
+    return summarize("parzen", log_p) | {"parzen_sigma": sigma}

@@ -291,7 +291,7 @@ def test_hostile_records_are_refused(kind, dpm, tmp_path, monkeypatch):
     shutil.copytree(DATA / "weights", tmp_path / "weights")
     (tmp_path / "schedules").mkdir()
     if RECORDS[kind] is not None:
-        (tmp_path / "schedules" / "swiss_roll.json").write_bytes(RECORDS[kind])
+        (tmp_path / "schedules" / "swiss_roll-best.json").write_bytes(RECORDS[kind])
     monkeypatch.setattr(shipped, "DATA", tmp_path)
     check_refused(dpm("sample", "swiss_roll", "--setting", "best", "-n", 2))
 

@@ -75,8 +75,8 @@ def add_command(commands: argparse._SubParsersAction, name: str, run: str, about
         command.add_argument("name", help="an experiment, see `dpm list`")
     command.add_argument("--seed", type=seed, default=0)
     if name in ("train", "evaluate", "schedule", "sample", "baselines", "denoise", "inpaint"):
-        about = "paper (as published), best (at the paper's bound) or beyond (with later choices, the two toys)"
-        command.add_argument("--setting", type=setting, default=DEFAULT_SETTING, help=about)
+        choices = "paper (as published), best (at the paper's bound) or beyond (with later choices, the two toys)"
+        command.add_argument("--setting", type=setting, default=DEFAULT_SETTING, help=choices)
     if name in ("train", "evaluate", "score", "sample", "baselines", "denoise", "inpaint"):
         command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     if name in ("evaluate", "sample", "baselines", "denoise", "inpaint"):

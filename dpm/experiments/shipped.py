@@ -27,7 +27,7 @@ def weights_path(name: str, setting: str) -> Path:
 
 def schedule_path(name: str, setting: str = "best") -> Path:
     """The shipped best schedule of an experiment's setting, as `dpm schedule` wrote it."""
-    return DATA / "schedules" / (f"{name}.json" if setting == "best" else f"{name}-{setting}.json")
+    return DATA / "schedules" / f"{name}-{setting}.json"
 
 
 def result_path(name: str, setting: str) -> Path:
