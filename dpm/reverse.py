@@ -96,11 +96,15 @@ class X0Prediction(nn.Module):
         """The prediction of x⁰ that the network's output stands for."""
         return output
 
+    def call_network(self, q: GaussianForward, xt: Tensor, t: int | Tensor) -> Tensor:
+        """What the network returns for x^t, in the dtype of x^t."""
+        log_snr = extract(q.log_snr, t, xt).float().clamp(min=-99)  # finite where β_T = 1 leaves no signal
+        return self.network(xt.float(), log_snr).to(xt.dtype)
+
     def predict_x0(self, q: GaussianForward, xt: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of each entry of x⁰ given x^t."""
         alpha_bar, noise_variance = extract(q.alpha_bar, t, xt), extract(q.noise_variance, t, xt)
-        log_snr = extract(q.log_snr, t, xt).float().clamp(min=-99)  # finite where β_T = 1 leaves no signal
-        output, log_var = self.network(xt.float(), log_snr).to(xt.dtype).chunk(2, dim=1)
+        output, log_var = self.call_network(q, xt, t).chunk(2, dim=1)
         return self.x0_from(output, xt, alpha_bar, noise_variance), noise_variance * log_var.exp()
 
     def forward(self, q: GaussianForward, xt: Tensor, t: int | Tensor) -> Distribution:
@@ -139,9 +143,8 @@ class FullCovarianceVPrediction(VPrediction):
     def predict_x0_covariance(self, q: GaussianForward, xt: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
         """Mean [B, D] and covariance [B, D, D] of x⁰ given x^t."""
         alpha_bar, noise_variance = extract(q.alpha_bar, t, xt), extract(q.noise_variance, t, xt)
-        log_snr = extract(q.log_snr, t, xt).float().clamp(min=-99)  # finite where β_T = 1 leaves no signal
         dimensions = xt.shape[1]
-        output, triangle = self.network(xt.float(), log_snr).to(xt.dtype).tensor_split([dimensions], dim=1)
+        output, triangle = self.call_network(q, xt, t).tensor_split([dimensions], dim=1)
         rows, columns = torch.tril_indices(dimensions, dimensions, device=xt.device)
         factor = torch.where(rows == columns, triangle.exp(), triangle)
         L = xt.new_zeros(len(xt), dimensions, dimensions)
