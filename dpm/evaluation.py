@@ -31,7 +31,7 @@ from dpm.entropy import entropy_lower_bound
 from dpm.errors import UserError
 from dpm.experiments.base import Experiment
 from dpm.forward import ForwardProcess, sum_except_batch
-from dpm.ideal import MAX_PLACES, IdealReverse, enumerate_entropy, enumerate_ideal_K
+from dpm.ideal import IdealReverse, enumerate_entropy, enumerate_ideal_K
 from dpm.reverse import DiffusionModel, ReverseModel, has_edge_step, noise_and_denoise, reverse_step, sample
 from dpm.units import bits_per_dimension, mean_and_stderr, to_bits
 
@@ -178,7 +178,7 @@ def evaluate_beside_ideal(
     ideal_K, gap = (sampled if exact is None else exact.to(sampled)).expand(N_ROUNDS), gaps.sum(1)
     bound = mean_bound(ideal, p, q, entropies + gaps)
     bound = replace(bound, kl=bound.kl + bound.K - (ideal_K - gap))  # what is exact in K* is exact in the parts
-    minus_entropy = -marginal_entropy(ideal, q, 0, generator)
+    minus_entropy = -estimate_entropy(ideal, q, 0, generator)
     edge = edge_step_loss(ideal, q, generator) if has_edge_step(p, q) else torch.zeros_like(minus_entropy)
     held_out = evaluate_subsampled(p, q, x0, generator, min(q.T - 1, HELD_OUT_TIMESTEPS)).K
     L_null = -float(to_bits(prior_cross_entropy(ideal, prior, 0)))
@@ -210,13 +210,9 @@ def reverse_step_terms(
     The KL is what K of p lacks of K* at t. It is so because log p is linear in the moments of x^{t−1} that p* has from
     q: p* has to be of the form of p.
     """
-    entropy, gap = torch.zeros(2, dtype=torch.float64, device=q.beta.device)
     xt, weights = ideal.sample_marginal(q, t, generator)
-    for x, weight in zip(xt.split(MAX_PLACES), weights.split(MAX_PLACES), strict=True):
-        best, own = reverse_step(ideal, q, x, t), reverse_step(p, q, x, t)
-        entropy += weight @ sum_except_batch(best.entropy())
-        gap += weight @ sum_except_batch(kl_divergence(best, own))
-    return entropy, gap
+    best, own = reverse_step(ideal, q, xt, t), reverse_step(p, q, xt, t)
+    return weights @ sum_except_batch(best.entropy()), weights @ sum_except_batch(kl_divergence(best, own))
 
 
 def mean_bound(ideal: IdealReverse, p: ReverseModel, q: ForwardProcess, terms: Tensor) -> Bound:
@@ -237,7 +233,7 @@ def prior_cross_entropy(ideal: IdealReverse, q: ForwardProcess, t: int) -> Tenso
     return sum_except_batch(marginal.cross_entropy(q.prior(points))) @ weights
 
 
-def marginal_entropy(ideal: IdealReverse, q: ForwardProcess, t: int, generator: Generator) -> Tensor:
+def estimate_entropy(ideal: IdealReverse, q: ForwardProcess, t: int, generator: Generator) -> Tensor:
     """H_q(X^t), [N_ROUNDS] nats: estimates, which agree where all states can be enumerated."""
     exact = enumerate_entropy(ideal, q.with_beta(q.beta.cpu()), t)
     if exact is not None:
@@ -252,7 +248,7 @@ def edge_step_loss(ideal: IdealReverse, q: ForwardProcess, generator: Generator)
     By detailed balance it is H(X¹) − H(X⁰) + E log π(x¹) − E log π(x⁰), of which the last two cancel for data that
     have the prior's moments.
     """
-    at_0, at_1 = (marginal_entropy(ideal, q, t, generator) - prior_cross_entropy(ideal, q, t) for t in (0, 1))
+    at_0, at_1 = (estimate_entropy(ideal, q, t, generator) - prior_cross_entropy(ideal, q, t) for t in (0, 1))
     return at_1 - at_0
 
 

@@ -6,8 +6,9 @@ K ≤ K* ≤ −H(X⁰) for every network of that form with that schedule.
 
 import math
 from collections import Counter
-from collections.abc import Iterator
-from itertools import combinations_with_replacement, product
+from collections.abc import Callable, Iterator
+from functools import wraps
+from itertools import combinations_with_replacement, product, repeat
 
 import torch
 from torch import Generator, Tensor
@@ -25,8 +26,22 @@ MAX_STATES = 2_000_000  #: the most states times points that `enumerate_ideal_K`
 SAMPLES_PER_POINT = 50  # of x^t, where x⁰ is one of a few points
 LATTICE_SPACING = 1.6  # in widths of q(x^t|point); at 1 the sums of a round have five digits, at three times the work
 LATTICE_REACH = 5  # widths around each point that the lattice covers
-MAX_PLACES = 500  #: x^t in one batch, whose responsibilities fit the caches of a CPU
+BLOCK = 400_000  # responsibilities, of some x^t for all points, that fit the caches of a CPU
 NEGLIGIBLE = 1e-10  # weights of places that are left out
+
+
+def in_blocks(moments: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """A method moments(q, x^t, t) that takes as many rows of x^t at once as a block of responsibilities has."""
+
+    @wraps(moments)
+    def of_all_rows(p: "IdealReverse", q: ForwardProcess, xt: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        rows = p.block_rows
+        steps = repeat(t) if isinstance(t, int) else t.split(rows)
+        blocks = [moments(p, q, x, step) for x, step in zip(xt.split(rows), steps, strict=False)]
+        first, second = (torch.cat(values) for values in zip(*blocks, strict=True))
+        return first, second
+
+    return of_all_rows
 
 
 class IdealReverse:
@@ -41,10 +56,16 @@ class IdealReverse:
         uniform = torch.full((len(points),), 1 / len(points), dtype=torch.float64, device=points.device)
         self.points, self.weights, self.final_step = points, uniform if weights is None else weights, final_step
 
+    @property
+    def block_rows(self) -> int:
+        """How many x^t are in a block."""
+        return max(1, BLOCK // len(self.points))
+
     def responsibilities(self, log_likelihood: Tensor) -> Tensor:
         """P(point | x^t) from log q(x^t | point): [B, M] → [B, M]."""
         return torch.softmax(log_likelihood + self.weights.to(log_likelihood).log(), dim=1)
 
+    @in_blocks
     def predict_x0(self, q: ForwardProcess, xt: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of each entry of x⁰ given x^t, [B, D]."""
         points = self.points.to(xt)
@@ -102,6 +123,7 @@ class IdealMixtureReverse(IdealReverse):
         gain = alpha_bar.sqrt() * self.variance / total_variance
         return responsibilities, 1 - alpha_bar.sqrt() * gain, gain, self.variance * noise_variance / total_variance
 
+    @in_blocks
     def predict_x0(self, q: GaussianForward, xt: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Mean and variance of each entry of x⁰ given x^t, [B, D]."""
         points = self.points.to(xt)
@@ -115,7 +137,7 @@ class IdealMixtureReverse(IdealReverse):
         points, log_weights = self.points.to(xt), self.weights.to(xt).log()
         variance = q.blurred_marginal(points, self.variance, t).variance
         constant = xt.square().sum(1) / (2 * variance) + xt.shape[1] / 2 * torch.log(2 * math.pi * variance)
-        log_likelihoods = (q.log_likelihood(x, points, t, self.variance) for x in xt.split(MAX_PLACES))
+        log_likelihoods = (q.log_likelihood(x, points, t, self.variance) for x in xt.split(self.block_rows))
         return torch.cat([torch.logsumexp(values + log_weights, dim=1) for values in log_likelihoods]) - constant
 
     def sample_marginal(self, q: GaussianForward, t: int, generator: Generator) -> tuple[Tensor, Tensor]:  # type: ignore[override]
@@ -146,6 +168,7 @@ class IdealMixtureReverse(IdealReverse):
 class IdealFullCovarianceReverse(IdealMixtureReverse):
     """f_μ* with the full covariance Σ*: shows what the paper's kernel gives away by independent coordinates."""
 
+    @in_blocks
     def predict_x0_covariance(self, q: GaussianForward, xt: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
         """Mean [B, D] and covariance [B, D, D] of x⁰ given x^t: that within a component, plus that between them."""
         points = self.points.to(xt)

@@ -290,8 +290,10 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
 TOGETHER = """
 import sys
 from dataclasses import replace
+from dpm import evaluation, ideal
 from dpm.cli.main import main
 from dpm.experiments.registry import EXPERIMENTS
+evaluation.N_ROUNDS, ideal.LATTICE_SPACING = 2, 8.0
 roll = EXPERIMENTS["swiss_roll"]
 small = replace(roll.settings["best"], batch={batch})
 EXPERIMENTS["swiss_roll"] = replace(roll, held_out_data=lambda g: roll.draw(20, g), settings={{"best": small}})

@@ -9,6 +9,7 @@ import io
 import json
 import re
 import tokenize
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -166,16 +167,22 @@ def targets(root: Path) -> dict[str, str]:
 
 def tests(root: Path) -> dict[str, set[str]]:
     """Tests to what their names, docstrings and comments cite; but for the tests of this file."""
+    paths = sorted(set((root / "tests").glob("test_*.py")) - {root / "tests" / "test_equations.py"})
+    cited_by = {path.name: citing_tests(path.read_text("utf8")) for path in paths}
+    return {f"{name}::{test}": cites for name, found in cited_by.items() for test, cites in found.items()}
+
+
+@cache
+def citing_tests(source: str) -> dict[str, set[str]]:
+    """The tests of a file, from its text, to what they cite."""
     found = {}
-    for path in sorted(set((root / "tests").glob("test_*.py")) - {root / "tests" / "test_equations.py"}):
-        source = path.read_text("utf8")
-        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
-        comments = {token.start[0]: token.string for token in tokens if token.type == tokenize.COMMENT}
-        for node in ast.parse(source).body:
-            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-                inside = [comments.get(line, "") for line in range(node.lineno, (node.end_lineno or 0) + 1)]
-                said = [spoken(node.name), ast.get_docstring(node) or "", *inside]
-                found[f"{path.name}::{node.name}"] = cited("\n".join(said))
+    tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    comments = {token.start[0]: token.string for token in tokens if token.type == tokenize.COMMENT}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            inside = [comments.get(line, "") for line in range(node.lineno, (node.end_lineno or 0) + 1)]
+            said = [spoken(node.name), ast.get_docstring(node) or "", *inside]
+            found[node.name] = cited("\n".join(said))
     return found
 
 
