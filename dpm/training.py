@@ -173,7 +173,7 @@ def train(
     check_batch_splits(batch)
     objective: nn.Module = Objective(state.model, loss)
     if world_size > 1:
-        objective = DistributedDataParallel(objective, forward_sync_buffers=False)
+        objective = DistributedDataParallel(objective)
     last_checkpoint, losses, begun = time.monotonic(), [], time.monotonic() - state.seconds
     q = state.model.forward_process()  # for its length and its noise, which training does not change
     above = first_learned_timestep(state.model.p, q) - 1
