@@ -182,6 +182,8 @@ def test_train_writes_weights_that_evaluate_reads(dpm, few_held_out, tmp_path):
     _, out, _ = dpm("train", "swiss_roll", "--steps", 5, "--out", tmp_path, "--resume", "--json")
     made, before = json.loads(out)["provenance"], result["provenance"]
     assert made["steps"] == 5 and made["training_seconds"] >= before["training_seconds"]
+    batch = made["samples_per_second"] * made["training_seconds"] / made["steps"]
+    assert batch == pytest.approx(EXPERIMENTS["swiss_roll"].settings["paper"].batch)  # however short the run
     assert made["command"].split("; ")[0] == before["command"] and made["command"].count("--resume") == 1
 
 
@@ -269,6 +271,20 @@ def test_a_run_that_lost_nothing_may_begin_again(dpm, few_held_out, tmp_path, mo
         patch.setattr("dpm.cli.train.train", lambda *_, **options: (_ for _ in ()).throw(KeyboardInterrupt))
         assert dpm(*words)[0] == 130
     assert dpm(*words)[0] == 0
+
+
+def test_a_finished_run_is_not_overwritten(dpm, few_held_out, tmp_path):
+    """Neither by one of fewer steps nor by one of more, and not by one that starts from its weights."""
+    words, weights = ["train", "swiss_roll", "--steps", 3, "--out", tmp_path], tmp_path / "weights.safetensors"
+    assert dpm(*words)[0] == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for steps in (1, 3, 9):
+        status, out, err = dpm(*words, "--steps", steps)
+        assert (status, out) == (2, "") and err.count("\n") == 1 and "is a finished run of 3 steps" in err
+        assert all(mend in err for mend in ("--resume with more --steps", "--out", "remove its folder"))
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert dpm(*words, "--from", weights)[0] == 2
+    assert dpm(*words, "--steps", 4, "--resume")[0] == 0
 
 
 def test_of_two_runs_in_one_folder_the_second_is_refused(dpm, few_held_out, tmp_path):
