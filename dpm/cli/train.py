@@ -15,7 +15,7 @@ from tqdm import tqdm
 from dpm.bound import bound_loss
 from dpm.cli.choose import choose_machine, choose_to_train
 from dpm.cli.output import print_result
-from dpm.cli.sample import draw_samples
+from dpm.cli.sample import draw_samples, plot_samples
 from dpm.distributed import (
     check_batch_splits,
     choose_precision,
@@ -28,7 +28,7 @@ from dpm.errors import UserError
 from dpm.evaluation import evaluate_experiment
 from dpm.experiments.base import Experiment, TrainConfig
 from dpm.experiments.registry import build_model, load_weights
-from dpm.figures import SAMPLE_PLOTS, to_png
+from dpm.figures import to_png
 from dpm.files import check_writable, read_tensors, write_file, write_json, write_tensors
 from dpm.profiling import throughput
 from dpm.provenance import command_line, provenance
@@ -198,7 +198,7 @@ def draw_progress(path: Path, experiment: Experiment, state: TrainState, seed: i
     q = model.forward_process()
     generator = Generator(q.beta.device).manual_seed(seed)
     x = draw_samples(experiment, model, q, N_DRAWN[experiment.kind], generator)
-    write_file(path, to_png(SAMPLE_PLOTS[experiment.kind](x)))
+    write_file(path, to_png(plot_samples(experiment, x)))
 
 
 def to_half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
