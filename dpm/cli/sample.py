@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from dpm import reverse
 from dpm.cli.choose import choose_trained
 from dpm.cli.ideal import n_timesteps
-from dpm.cli.output import print_result
+from dpm.cli.output import print_result, print_written
 from dpm.errors import UserError
 from dpm.experiments.base import Experiment
 from dpm.figures import SAMPLE_PLOTS, plot_point_samples, plot_restorations, to_png
@@ -64,6 +64,7 @@ def sample(args: argparse.Namespace) -> None:
         else:
             result["possible_share"] = float(log_q.isfinite().double().mean())
     print_result(result | {"provenance": provenance(args.seed, q.beta.device)}, args.json)
+    print_written(args.out)
 
 
 def draw_samples(
@@ -149,3 +150,4 @@ def restore(args: argparse.Namespace, observe: Callable[..., tuple[GaussianLikel
     result = {"experiment": experiment.name, "setting": setting, "n": len(x0), "r": r_name, "T": q.T}
     result |= {"error_seen": float((seen - x0).square().mean()), "error_restored": float((x - x0).square().mean())}
     print_result(result | {"provenance": provenance(args.seed, q.beta.device)}, args.json)
+    print_written(args.out)

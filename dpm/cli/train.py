@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from dpm.bound import bound_loss
 from dpm.cli.choose import choose_machine, choose_to_train
-from dpm.cli.output import print_result
+from dpm.cli.output import print_result, print_written
 from dpm.cli.sample import draw_samples, plot_samples
 from dpm.distributed import (
     check_batch_splits,
@@ -80,6 +80,7 @@ def train_experiment(args: argparse.Namespace) -> None:
         } | throughput(model, like, n_steps * config.batch, state.seconds, precision, n_processes)
         write_json(folder / "results.json", result)
         print_result(result, args.json)
+        print_written(folder)
 
 
 def check_counts(n_steps: int, micro_batch: int | None) -> None:
