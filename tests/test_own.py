@@ -243,6 +243,7 @@ def test_a_picture_of_own_points_is_in_the_units_of_their_data(dpm, tmp_path, mo
         assert all("in the data's own units" in label for label in labels)
         assert dimensions == 1 or (-30 < low < -6 and 4 < high < 30)
     if dimensions == 2:
+        assert axes.get_aspect() == pytest.approx(300 / 5, rel=0.2)  # a standard deviation is as long across as up
         samples, points = np.load(tmp_path / "s.npy"), drawn[1].axes[0].lines[0].get_xydata()
         assert np.array_equal(points, samples) and left < samples[:, 0].min() and high > samples[:, 1].max()
 

@@ -87,7 +87,7 @@ def to_data(experiment: Experiment, x: Tensor) -> Tensor:
 def plot_samples(experiment: Experiment, x: Tensor) -> Figure:
     """The figure of samples: the user's own points in the units of their data."""
     if experiment.vectors and experiment.kind == "points":
-        return plot_point_samples(to_data(experiment, x), own_units=True)
+        return plot_point_samples(to_data(experiment, x), experiment.vectors.scale)
     return SAMPLE_PLOTS[experiment.kind](x)
 
 
