@@ -38,7 +38,7 @@ def parzen(samples: Tensor, validation: Tensor, test: Tensor) -> tuple[float, Te
 def fit_full_gaussian(x: Tensor) -> MultivariateNormal:
     """The Gaussian of full covariance that gives x [n, …] the highest likelihood; over x.flatten(1)."""
     x = x.flatten(1)
-    return MultivariateNormal(x.mean(0), x.T.cov(correction=0))
+    return MultivariateNormal(x.mean(0), torch.atleast_2d(x.T.cov(correction=0)))  # of one coordinate it is a number
 
 
 PATCH = 8  # side of the patches that a Gaussian of pictures describes, where there are enough of them

@@ -123,16 +123,23 @@ def draw_bits(axes: Axes, bits: Tensor, title: str) -> None:
     axes.set(title=title, xlabel="bin")
 
 
-def plot_point_samples(x: Tensor) -> Figure:
-    """Samples of points [n, D]: their first two coordinates, or a histogram where there is one."""
+def plot_point_samples(x: Tensor, scale: Tensor | None = None) -> Figure:
+    """Samples of points [n, D]: their first two coordinates, or a histogram where there is one.
+
+    The axes are those of data of standard deviation 1. Points in the data's own units come with the standard deviation
+    of each coordinate, `scale` [D], which has the same length on both axes; these are as long as the points need.
+    """
     figure, axes = panels(1, 1, size=5)
-    title = f"{len(x)} samples of p(x⁰)"
+    title, unit = f"{len(x)} samples of p(x⁰)", "" if scale is None else ", in the data's own units"
     if x.shape[1] == 1:
         axes[0, 0].hist(x[:, 0].numpy(), bins="auto", density=True, color=ORANGE)
-        axes[0, 0].set(title=title, xlabel="$x_1$", ylabel="density")
+        axes[0, 0].set(title=title, xlabel=f"$x_1${unit}", ylabel="density")
     else:
         draw_points(axes[0, 0], x, title, ORANGE)
-        axes[0, 0].set(xlabel="$x_1$", ylabel="$x_2$")
+        axes[0, 0].set(xlabel=f"$x_1${unit}", ylabel=f"$x_2${unit}")
+        if scale is not None:
+            axes[0, 0].set_aspect(float(scale[0] / scale[1]))
+            axes[0, 0].autoscale()
     return figure
 
 

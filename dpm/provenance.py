@@ -5,6 +5,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -23,10 +24,18 @@ def provenance(seed: int, device: torch.device, n_processes: int = 1) -> dict:
         "command": command_line(),
         "seed": seed,
         "device": name if n_processes == 1 else f"{n_processes} × {name}",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "dpm": installed_version()},
         "revision": git_revision(),
         "date": datetime.now(UTC).date().isoformat(),
     }
+
+
+def installed_version() -> str:
+    """The version of dpm that is installed; "unknown" where it is used from a checkout alone."""
+    try:
+        return version("dpm")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def git_revision() -> str:

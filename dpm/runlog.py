@@ -17,7 +17,7 @@ def read_log(path: Path) -> list[dict]:
     """The records of a log, in order; a line that a killed process left unfinished at the end is passed over."""
     try:
         return [json.loads(line) for line in path.read_text("utf8").split("\n")[:-1]]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"no log at {path}; name the folder of a run of `dpm train`") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no log of `dpm train` ({error}); take it away") from None

@@ -108,6 +108,9 @@ def test_full_gaussian_has_the_density_written_out():
     centred = flat - flat.mean(0)
     law = stats.multivariate_normal(flat.mean(0), centred.T @ centred / 40)
     assert fit_full_gaussian(x).log_prob(y).numpy() == pytest.approx(law.logpdf(y.numpy()), abs=1e-10)
+    law = stats.norm(flat[:, 0].mean(), flat[:, 0].std())  # of one coordinate
+    found = fit_full_gaussian(x.view(40, 4)[:, :1]).log_prob(y[:, :1])
+    assert found.numpy() == pytest.approx(law.logpdf(y[:, 0].numpy()), abs=1e-10)
 
 
 def test_full_gaussian_is_the_likeliest():

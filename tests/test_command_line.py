@@ -23,6 +23,7 @@ from dpm.data.sets import load_digits
 from dpm.data.synthetic import heartbeat_sequences
 from dpm.errors import UserError
 from dpm.evaluation import evaluate_experiment
+from dpm.experiments.own import MOST_PASSES, RECIPES
 from dpm.experiments.registry import EXPERIMENTS, build_model, load_model
 from dpm.experiments.shipped import weights_path
 from dpm.files import read_tensors, write_tensors
@@ -48,8 +49,9 @@ def digits(tmp_path):
 
 
 def test_sample_draws_pictures(dpm, digits, tmp_path):
-    status, out, _ = dpm("sample", *digits, "-n", 5, "--out", tmp_path / "s.png")
+    status, out, err = dpm("sample", *digits, "-n", 5, "--out", tmp_path / "s.png")
     result = json.loads(out)
+    assert err == f"dpm: wrote {tmp_path / 's.png'}\n"
     assert status == 0 and result["T"] == 3 and "possible_share" not in result
     assert Image.open(tmp_path / "s.png").size[0] > 100
 
@@ -63,13 +65,23 @@ def test_pictures_can_be_kept_as_they_are(dpm, digits, tmp_path):
     assert metadata["command"].startswith("dpm denoise digits --setting best")
 
 
+@pytest.mark.parametrize("command", ["sample", "denoise", "inpaint"])
+def test_what_is_drawn_and_not_saved_is_said_to_be_so(dpm, digits, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(os.listdir())
+    status, out, err = dpm(command, *digits, "-n", 2)
+    assert status == 0 and json.loads(out)["n"] == 2 and sorted(os.listdir()) == before
+    assert err == "dpm: nothing is saved; --out names a file to write\n"
+
+
 def test_baselines_are_saved(dpm, tmp_path, monkeypatch):
     def density_baselines(images, model, generator):
         return {"mcgsm_bits": float(len(images.test) + generator.initial_seed())}
 
     monkeypatch.setattr("dpm.cli.baselines.density_baselines", density_baselines)
     words = ["--setting", "best", "--seed", 3, "--save", tmp_path / "b.json", "--json"]
-    status, out, _ = dpm("baselines", "digits", *words)
+    status, out, err = dpm("baselines", "digits", *words)
+    assert err == f"dpm: wrote {tmp_path / 'b.json'}\n"
     assert status == 0 and json.loads(out) == json.loads((tmp_path / "b.json").read_text())
     assert json.loads(out)["mcgsm_bits"] == 700 and json.loads(out)["experiment"] == "digits"
 
@@ -114,6 +126,7 @@ def test_optimum_prints_K_star(dpm, few_held_out):
     assert out.count("\n") == 1 and result["experiment"] == "heartbeat" and result["unit"] == "bits/seq"
     assert result["provenance"]["command"] == "dpm optimum heartbeat --T 20 --json"
     assert result["K_optimum_stderr_bits"] == 0  # every state counted
+    assert result["schedule"] == "untrained" and "K* of the untrained forward process" in dpm("optimum", "--help")[1]
 
 
 def test_optimum_of_another_heartbeat(dpm):
@@ -158,7 +171,8 @@ def test_schedule_writes_its_betas(dpm, tmp_path, monkeypatch):
     beta = torch.tensor([0, 1e-4, 0.1, 0.2], dtype=torch.float64)
     monkeypatch.setattr("dpm.cli.ideal.best_schedule", lambda *args: beta)
     monkeypatch.setattr("dpm.cli.ideal.ideal_K", lambda p, q, x0, generator: q.log_alpha_bar[-1:].expand(2) * beta[1:3])
-    status, out, _ = dpm("schedule", "swiss_roll", "--T", "3", "--out", tmp_path / "beta.json", "--json")
+    status, out, err = dpm("schedule", "swiss_roll", "--T", "3", "--out", tmp_path / "beta.json", "--json")
+    assert err == f"dpm: wrote {tmp_path / 'beta.json'}\n"
     result = json.loads((tmp_path / "beta.json").read_text())
     assert status == 0 and result["beta"] == beta.tolist() and result["T"] == 3
     assert json.loads(out)["over_best_geometric_bits"] == result["over_best_geometric_bits"]
@@ -167,7 +181,7 @@ def test_schedule_writes_its_betas(dpm, tmp_path, monkeypatch):
 def test_train_writes_weights_that_evaluate_reads(dpm, few_held_out, tmp_path):
     status, out, err = dpm("train", "swiss_roll", "--steps", 3, "--out", tmp_path, "--json")
     result = json.loads(out)
-    assert status == 0 and set(result) >= KEYS and "K " in err
+    assert status == 0 and set(result) >= KEYS and "K " in err and err.endswith(f"dpm: wrote {tmp_path}\n")
     assert json.loads((tmp_path / "results.json").read_text()) == result
     assert {path.name for path in tmp_path.iterdir()} == {
         ".lock",
@@ -182,6 +196,8 @@ def test_train_writes_weights_that_evaluate_reads(dpm, few_held_out, tmp_path):
     _, out, _ = dpm("train", "swiss_roll", "--steps", 5, "--out", tmp_path, "--resume", "--json")
     made, before = json.loads(out)["provenance"], result["provenance"]
     assert made["steps"] == 5 and made["training_seconds"] >= before["training_seconds"]
+    batch = made["samples_per_second"] * made["training_seconds"] / made["steps"]
+    assert batch == pytest.approx(EXPERIMENTS["swiss_roll"].settings["paper"].batch)  # however short the run
     assert made["command"].split("; ")[0] == before["command"] and made["command"].count("--resume") == 1
 
 
@@ -269,6 +285,20 @@ def test_a_run_that_lost_nothing_may_begin_again(dpm, few_held_out, tmp_path, mo
         patch.setattr("dpm.cli.train.train", lambda *_, **options: (_ for _ in ()).throw(KeyboardInterrupt))
         assert dpm(*words)[0] == 130
     assert dpm(*words)[0] == 0
+
+
+def test_a_finished_run_is_not_overwritten(dpm, few_held_out, tmp_path):
+    """Neither by one of fewer steps nor by one of more, and not by one that starts from its weights."""
+    words, weights = ["train", "swiss_roll", "--steps", 3, "--out", tmp_path], tmp_path / "weights.safetensors"
+    assert dpm(*words)[0] == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for steps in (1, 3, 9):
+        status, out, err = dpm(*words, "--steps", steps)
+        assert (status, out) == (2, "") and err.count("\n") == 1 and "is a finished run of 3 steps" in err
+        assert all(mend in err for mend in ("--resume with more --steps", "--out", "remove its folder"))
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert dpm(*words, "--from", weights)[0] == 2
+    assert dpm(*words, "--steps", 4, "--resume")[0] == 0
 
 
 def test_of_two_runs_in_one_folder_the_second_is_refused(dpm, few_held_out, tmp_path):
@@ -486,6 +516,19 @@ def test_defaults_of_the_command_line():
     assert words("sample", "x")["n"] == words("denoise", "x")["n"] == 16 and words("baselines", "x")["n"] == 10_000
     assert words("denoise", "x")["r"] == "constant" and words("denoise", "x")["variance"] == 1
     assert words("inpaint", "x")["hole"] == 4 and words("sample", "x")["seed"] == 0
+
+
+def test_the_help_of_training_states_its_defaults(dpm):
+    """They are written out there, for the parser imports nothing that knows them."""
+    text = " ".join(dpm("train", "--help")[1].split())
+    pictures, points, bits = (next(iter(RECIPES[kind].items())) for kind in ("pictures", "points", "bits"))
+    assert (pictures[0], points[0], bits[0]) == ("unet", "mlp", "mlp")
+    for name in ("T", "batch", "learning_rate"):
+        values = [getattr(recipe, name) for _, recipe in (pictures, points, bits)]
+        assert "by default the network's: of unet {}, of mlp {} for points and {} for bits".format(*values) in text
+    assert f"or {MOST_PASSES} passes over the training samples" in text
+    assert f"one every {training.RECORD_EVERY} steps" in text
+    assert "unet (the default)" in text and "mlp (the default)" in text and "paper (as published, the default)" in text
 
 
 def test_old_words_of_recorded_commands_are_understood(dpm, digits):

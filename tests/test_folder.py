@@ -196,7 +196,10 @@ REFUSED = {  # a function of a folder that makes the data, what the line says, a
     "one picture": (lambda tmp: save_pictures(tmp / "d", grey(1)), "has 1 samples; give 10 or more"),
     "few pictures in an array": (lambda tmp: save(tmp / "d.npy", grey(9)), "has 9 samples"),
     "few points": (lambda tmp: save(tmp / "d.npy", RANDOM.random((3, 2))), "has 3 samples"),
-    "mixed sizes": (lambda tmp: with_file(tmp / "d", "99.png", encoded(Image.new("L", (5, 6)), "PNG")), "6×6 and 5×6"),
+    "mixed sizes": (
+        lambda tmp: with_file(tmp / "d", "99.png", encoded(Image.new("L", (5, 6)), "PNG")),
+        "6×6 and 5×6; `dpm train --size` makes all alike",
+    ),
     "smaller than the size": (lambda tmp: save_pictures(tmp / "d", grey()), "00.png is 6×6, smaller than 8×8", 8),
     "an array smaller than the size": (lambda tmp: save(tmp / "d.npy", grey()), "is 6×6, smaller than 8×8", 8),
     "16 bits": (lambda tmp: sixteen_bits(tmp / "d", "grey"), "07.png has 16 bits"),

@@ -111,6 +111,7 @@ def test_an_installed_dpm_measures_as_the_checkout_does(installed, tmp_path):
     words = ["sample", "heartbeat", "--setting", "best", "-n", 20, "--T", 200, "--json"]
     result = json.loads(run(installed / "dpm", *words, cwd=tmp_path))
     assert result["possible_share"] > 0.8 and result["provenance"]["revision"] == "unknown"
+    assert result["provenance"]["versions"]["dpm"] == PROJECT["version"]
     assert not list(tmp_path.iterdir())
 
 

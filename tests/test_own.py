@@ -223,6 +223,31 @@ def test_a_run_is_resumed_without_its_options_and_on_renamed_data(dpm, tmp_path)
     assert dpm("train", "--data", data, "--steps", 6, "--resume", "--T", 7, *words)[0] == 0
 
 
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_a_picture_of_own_points_is_in_the_units_of_their_data(dpm, tmp_path, monkeypatch, dimensions):
+    """That of `sample` and those of training: the points of the .npy file, and axes that show all of them."""
+    drawn = []
+    for module in ("sample", "train"):
+        monkeypatch.setattr(f"dpm.cli.{module}.to_png", lambda figure: drawn.append(figure) or b"")
+    data = random().standard_normal((100, dimensions)) * [300, 5][:dimensions] + [7_000, -1][:dimensions]
+    words = ["--T", 5, "--steps", 1, "--sample-every", 1, "--out", tmp_path / "run"]
+    assert dpm("train", "--data", save(tmp_path / "x.npy", data), *words)[0] == 0
+    for suffix in ("npy", "png"):
+        words = ["--checkpoint", tmp_path / "run" / "weights.safetensors", "--out", tmp_path / f"s.{suffix}"]
+        assert dpm("sample", *words, "-n", 400)[0] == 0
+    assert len(drawn) == 2
+    for axes in (figure.axes[0] for figure in drawn):
+        (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+        assert 5_000 < left < 6_800 and 7_200 < right < 9_000
+        labels = [axes.get_xlabel(), axes.get_ylabel()][:dimensions]
+        assert all("in the data's own units" in label for label in labels)
+        assert dimensions == 1 or (-30 < low < -6 and 4 < high < 30)
+    if dimensions == 2:
+        assert axes.get_aspect() == pytest.approx(300 / 5, rel=0.2)  # a standard deviation is as long across as up
+        samples, points = np.load(tmp_path / "s.npy"), drawn[1].axes[0].lines[0].get_xydata()
+        assert np.array_equal(points, samples) and left < samples[:, 0].min() and high > samples[:, 1].max()
+
+
 def test_a_network_goes_on_from_the_weights_of_other_data(dpm, tmp_path):
     first, second = bits(tmp_path), save(tmp_path / "second.npy", random(1).random((80, 6)) < 0.5)
     words = ["--T", 7, "--steps", 1, "--json"]

@@ -3,12 +3,13 @@
 import subprocess
 import sys
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError
 
 import torch
 
 import dpm.provenance
 from dpm import provenance as module
-from dpm.provenance import git_revision, provenance
+from dpm.provenance import git_revision, installed_version, provenance
 
 
 def test_provenance_says_what_made_a_result(monkeypatch):
@@ -19,7 +20,17 @@ def test_provenance_says_what_made_a_result(monkeypatch):
     assert record.keys() == {"command", "seed", "device", "versions", "revision", "date"}
     assert record["command"] == "dpm train heartbeat" and record["seed"] == 3 and record["device"].startswith("cpu")
     assert record["versions"]["torch"] == torch.__version__
+    monkeypatch.setattr(dpm.provenance, "version", {"dpm": "3.2"}.get)
+    assert provenance(3, torch.device("cpu"))["versions"]["dpm"] == "3.2"
     assert provenance(3, torch.device("cpu"), 4)["device"] == f"4 × {record['device']}"
+
+
+def test_a_dpm_that_is_not_installed_has_no_version(monkeypatch):
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(dpm.provenance, "version", missing)
+    assert installed_version() == "unknown"
 
 
 def test_revision_is_of_the_module_wherever_one_stands(tmp_path, monkeypatch):

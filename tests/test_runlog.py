@@ -131,7 +131,8 @@ def test_curve_draws_runs_beside_K_star(dpm, run_of, tmp_path, monkeypatch):
         "dpm.cli.curve.plot_learning_curves", lambda *words: drawn.append(words) or figures.panels(1, 1)[0]
     )
     run = run_of("heartbeat")
-    status, out, _ = dpm("curve", run, "--out", tmp_path / "x" / "c.png", "--json")
+    status, out, err = dpm("curve", run, "--out", tmp_path / "x" / "c.png", "--json")
+    assert err == f"dpm: wrote {tmp_path / 'x' / 'c.png'}\n"
     (found,) = json.loads(out)["runs"]
     assert status == 0 and found["step"] == [50, 100] and found["unit"] == "bits/seq"
     assert found["K_bits"] == pytest.approx([-3 / math.log(2), -2 / math.log(2)]) and found["K_held_out_bits"] is None
@@ -173,6 +174,8 @@ def test_curves_that_cannot_be_drawn_are_refused(dpm, run_of, tmp_path):
     refused = {
         (run, other): "in different units, bits/pixel and bits/seq",
         (tmp_path,): "no log at",
+        (run / "config.json",): "name the folder of a run",
+        (run / "log.jsonl",): "name the folder of a run",
         (tmp_path / "foreign",): "was not written by",
         (run, "--out", tmp_path / "x.jpg"): "no .png file",
         (): "arguments are required: DIR",

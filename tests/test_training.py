@@ -326,6 +326,10 @@ def test_two_processes_walk_the_path_of_one(tmp_path):
         assert result.stderr.count(" 0/60 ") == 1 and "Warning" not in result.stderr
         written = [".lock", "checkpoint.safetensors", "config.json", "log.jsonl", "results.json", "weights.safetensors"]
         assert sorted(os.listdir(folder / "run")) == written
+    again = train_together(two, 2, batch=40)
+    assert again.returncode != 0 and again.stdout == ""
+    [line] = [line for line in again.stderr.splitlines() if line.startswith("dpm: ")]
+    assert "is a finished run of 60 steps" in line and "[rank" not in again.stderr
     alone, (together, _) = (read_tensors(folder / "run" / "checkpoint.safetensors") for folder in (one, two))
     weights = [name for name in together if name.startswith(("model.", "ema."))]
     assert weights and together.keys() == alone[0].keys()

@@ -2,7 +2,7 @@
 
 import argparse
 
-from dpm.cli.output import print_result
+from dpm.cli.output import print_result, print_written
 from dpm.cli.parser import PARZEN_SAMPLES
 from dpm.cli.sample import load_sampler
 from dpm.data.sets import load_mnist_validation
@@ -32,4 +32,5 @@ def baselines(args: argparse.Namespace) -> None:
     result = {"experiment": args.name} | result | {"provenance": provenance(args.seed, generator.device)}
     if args.out:
         write_json(args.out, result)
+        print_written(args.out)
     print_result(result, args.json)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dpm.cli.output import print_result
+from dpm.cli.output import print_result, print_written
 from dpm.errors import UserError
 from dpm.experiments.shipped import load_result, result_path
 from dpm.figures import plot_learning_curves, to_png
@@ -19,6 +19,7 @@ def curve(args: argparse.Namespace) -> None:
         raise UserError(f"these runs are in different units, {' and '.join(sorted(units))}; draw them apart")
     if args.out:
         write_file(args.out, to_png(plot_learning_curves(runs, units.pop())))
+        print_written(args.out)
     if args.json:
         print(to_json({"runs": runs}))
         return

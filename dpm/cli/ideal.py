@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Generator, Tensor
 
-from dpm.cli.output import print_result
+from dpm.cli.output import print_result, print_written
 from dpm.cli.parser import DEFAULT_SETTING
 from dpm.data.synthetic import LENGTH, PERIOD, heartbeat, heartbeat_sequences
 from dpm.distributed import use_one_thread
@@ -43,6 +43,7 @@ def optimum(args: argparse.Namespace) -> None:
     result = {
         "experiment": args.name,
         "T": T,
+        "schedule": "untrained",
         "K_optimum_bits": K,
         "K_optimum_stderr_bits": K_stderr,
         "minus_entropy_bits": minus_entropy,
@@ -113,4 +114,5 @@ def schedule(args: argparse.Namespace) -> None:
     result |= {"provenance": provenance(args.seed, torch.device("cpu"))}
     if args.out:
         write_json(args.out, result | {"beta": beta.tolist()})
+        print_written(args.out)
     print_result(result, args.json)

@@ -1,6 +1,14 @@
-"""How a command prints what it found."""
+"""How a command prints what it found, and says where it wrote it."""
+
+import sys
+from pathlib import Path
 
 from dpm.files import to_json
+
+
+def print_written(path: Path | None) -> None:
+    """Say on stderr what was written, or that nothing was, for want of a name."""
+    print(f"dpm: wrote {path}" if path else "dpm: nothing is saved; --out names a file to write", file=sys.stderr)
 
 
 def print_result(result: dict, as_json: bool) -> None:

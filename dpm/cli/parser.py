@@ -75,7 +75,8 @@ def add_command(commands: argparse._SubParsersAction, name: str, run: str, about
         command.add_argument("name", help="an experiment, see `dpm list`")
     command.add_argument("--seed", type=seed, default=0)
     if name in ("train", "evaluate", "schedule", "sample", "baselines", "denoise", "inpaint"):
-        choices = "paper (as published), best (at the paper's bound) or beyond (with later choices, the two toys)"
+        choices = "paper (as published, the default), best (at the paper's bound) or beyond (with later choices); "
+        choices += "`dpm list` shows which there are"
         command.add_argument("--setting", type=setting, default=DEFAULT_SETTING, help=choices)
     if name in ("train", "evaluate", "score", "sample", "baselines", "denoise", "inpaint"):
         command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
@@ -101,22 +102,46 @@ Add = Callable[[str, str, str], argparse.ArgumentParser]  #: (command, what runs
 def add_train(add: Add) -> None:
     """`dpm train`."""
     train = add("train", "train:train_experiment", "maximise K; writes checkpoint, weights and results.json")
-    train.add_argument("--steps", type=int, help="optimiser steps, in place of the setting's own number")
-    train.add_argument("--out", type=Path, help="folder; runs/NAME-SETTING by default")
+    train.add_argument(
+        "--steps",
+        type=int,
+        help="optimiser steps; by default the setting's own number, "
+        "with --data the network's or 500 passes over the training samples, whichever is less",
+    )
+    train.add_argument(
+        "--out", type=Path, help="folder; by default runs/NAME-SETTING, or runs/ and the name of the data"
+    )
     train.add_argument(
         "--micro-batch", "--at-once", type=int, help="samples in memory at once; the whole batch by default"
     )
     train.add_argument(
-        "--sample-every", type=whole_number(1, 10**9), help="steps between two pictures of samples in the folder"
+        "--sample-every",
+        type=whole_number(1, 10**9),
+        help="steps between two pictures of samples in the folder, each drawn at the next record of the log, "
+        "of which there is one every 50 steps",
     )
     own = train.add_argument_group("with --data")
     own.add_argument(
         "--size", type=whole_number(4, 1024), help="crop pictures to squares, and reduce them to this many pixels"
     )
-    own.add_argument("--network", help="unet or paper for pictures, mlp or paper for points and bits")
-    own.add_argument("--T", type=whole_number(2, 100_000), help="number of timesteps")
-    own.add_argument("--batch", type=whole_number(1, 10**6), help="samples per step")
-    own.add_argument("--learning-rate", type=positive, help="its peak")
+    own.add_argument(
+        "--network", help="unet (the default) or paper for pictures, mlp (the default) or paper for points and bits"
+    )
+    own.add_argument(
+        "--T",
+        type=whole_number(2, 100_000),
+        help="number of timesteps; by default the network's: of unet 1000, of mlp 200 for points and 500 for bits",
+    )
+    own.add_argument(
+        "--batch",
+        type=whole_number(1, 10**6),
+        help="samples per step; by default the network's: of unet 64, of mlp 1000 for points and 1000 for bits",
+    )
+    own.add_argument(
+        "--learning-rate",
+        type=positive,
+        help="its peak; by default the network's: of unet 0.001, of mlp 0.002 for points and 0.002 for bits",
+    )
     start = train.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="continue from the folder's checkpoint")
     start.add_argument("--from", dest="start", type=Path, help="initial weights, such as those in data/weights")
@@ -135,7 +160,11 @@ def add_score(add: Add) -> None:
 
 def add_ideal(add: Add) -> None:
     """`dpm optimum` and `dpm schedule`."""
-    optimum = add("optimum", "ideal:optimum", "K* and −H(X⁰)")
+    optimum = add(
+        "optimum",
+        "ideal:optimum",
+        "K* of the untrained forward process, and −H(X⁰); `evaluate` has K* of a trained one",
+    )
     optimum.add_argument("--kernel", help="forward kernel for bits: flipping (the paper's) or masking")
     optimum.add_argument("--length", type=int, help="number of bits of another heartbeat")
     optimum.add_argument("--period", type=int, help="number of bits from one 1 to the next in another heartbeat")

@@ -3,6 +3,7 @@
 import argparse
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from matplotlib.figure import Figure
@@ -11,10 +12,10 @@ from torch import Generator, Tensor
 from dpm import reverse
 from dpm.cli.choose import choose_trained
 from dpm.cli.ideal import n_timesteps
-from dpm.cli.output import print_result
+from dpm.cli.output import print_result, print_written
 from dpm.errors import UserError
 from dpm.experiments.base import Experiment
-from dpm.figures import SAMPLE_PLOTS, plot_restorations, to_png
+from dpm.figures import SAMPLE_PLOTS, plot_point_samples, plot_restorations, to_png
 from dpm.files import check_finite, check_writable, write_array, write_file, write_tensors
 from dpm.forward import ForwardProcess
 from dpm.posterior import GaussianLikelihood, RSchedule, annealed, constant, diffused, sample_posterior
@@ -54,7 +55,7 @@ def sample(args: argparse.Namespace) -> None:
     if args.out and args.out.suffix == ".npy":
         write_array(args.out, to_data(experiment, x))
     else:
-        save_samples(args, SAMPLE_PLOTS[experiment.kind], {"x": x})
+        save_samples(args, partial(plot_samples, experiment), {"x": x})
     result = {"experiment": experiment.name, "setting": setting, "n": args.n, "T": q.T}
     if experiment.ideal:
         log_q = torch.cat([experiment.ideal.log_prob(batch) for batch in x.split(BATCH)])
@@ -63,6 +64,7 @@ def sample(args: argparse.Namespace) -> None:
         else:
             result["possible_share"] = float(log_q.isfinite().double().mean())
     print_result(result | {"provenance": provenance(args.seed, q.beta.device)}, args.json)
+    print_written(args.out)
 
 
 def draw_samples(
@@ -80,6 +82,13 @@ def to_data(experiment: Experiment, x: Tensor) -> Tensor:
         return experiment.vectors.to_data(x) if experiment.vectors else x
     levels = experiment.images(x.device).to_levels(x).clamp(0, 255).byte().permute(0, 2, 3, 1)
     return levels[..., 0] if levels.shape[3] == 1 else levels
+
+
+def plot_samples(experiment: Experiment, x: Tensor) -> Figure:
+    """The figure of samples: the user's own points in the units of their data."""
+    if experiment.vectors and experiment.kind == "points":
+        return plot_point_samples(to_data(experiment, x), experiment.vectors.scale)
+    return SAMPLE_PLOTS[experiment.kind](x)
 
 
 def check_drawn(args: argparse.Namespace, arrays: dict[str, Tensor]) -> None:
@@ -141,3 +150,4 @@ def restore(args: argparse.Namespace, observe: Callable[..., tuple[GaussianLikel
     result = {"experiment": experiment.name, "setting": setting, "n": len(x0), "r": r_name, "T": q.T}
     result |= {"error_seen": float((seen - x0).square().mean()), "error_restored": float((x - x0).square().mean())}
     print_result(result | {"provenance": provenance(args.seed, q.beta.device)}, args.json)
+    print_written(args.out)

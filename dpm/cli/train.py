@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from dpm.bound import bound_loss
 from dpm.cli.choose import choose_machine, choose_to_train
-from dpm.cli.output import print_result
-from dpm.cli.sample import draw_samples
+from dpm.cli.output import print_result, print_written
+from dpm.cli.sample import draw_samples, plot_samples
 from dpm.distributed import (
     check_batch_splits,
     choose_precision,
@@ -28,7 +28,7 @@ from dpm.errors import UserError
 from dpm.evaluation import evaluate_experiment
 from dpm.experiments.base import Experiment, TrainConfig
 from dpm.experiments.registry import build_model, load_weights
-from dpm.figures import SAMPLE_PLOTS, to_png
+from dpm.figures import to_png
 from dpm.files import check_writable, read_tensors, write_file, write_json, write_tensors
 from dpm.profiling import throughput
 from dpm.provenance import command_line, provenance
@@ -75,11 +75,12 @@ def train_experiment(args: argparse.Namespace) -> None:
         }
         result["provenance"] |= {
             "steps": n_steps,
-            "training_seconds": round(state.seconds, 1),
+            "training_seconds": state.seconds,  # unrounded: steps × batch / samples_per_second
             "precision": str(precision),
         } | throughput(model, like, n_steps * config.batch, state.seconds, precision, n_processes)
         write_json(folder / "results.json", result)
         print_result(result, args.json)
+        print_written(folder)
 
 
 def check_counts(n_steps: int, micro_batch: int | None) -> None:
@@ -102,7 +103,7 @@ def check_place(checkpoint: Path, resume: bool) -> None:
 def begin_or_resume(state: TrainState, checkpoint: Path, n_steps: int, resume: bool) -> None:
     """Resume from the checkpoint where that is wanted, and write a first one, so that no later write can fail.
 
-    Raises UserError where the checkpoint is another's, or where a new run would overwrite an unfinished one.
+    Raises UserError where the checkpoint is another's, or where a new run would overwrite one that has trained.
     """
     if resume:
         begun = state.resume(checkpoint)
@@ -110,20 +111,25 @@ def begin_or_resume(state: TrainState, checkpoint: Path, n_steps: int, resume: b
         if state.step > n_steps:
             raise UserError(f"{checkpoint} is at step {state.step} already; give --steps {state.step} or more")
     elif os.path.exists(checkpoint):  # also False where one may not look
-        check_finished(checkpoint)
+        check_nothing_lost(checkpoint)
     rank, _ = rank_and_world_size()
     if rank == 0:
         state.save(checkpoint)
 
 
-def check_finished(checkpoint: Path) -> None:
-    """UserError when a new run would overwrite one that was stopped before its end; at step 0 nothing is lost."""
+def check_nothing_lost(checkpoint: Path) -> None:
+    """UserError when a new run would overwrite one that has trained, to its end or not; at step 0 nothing is lost."""
     _, metadata = read_tensors(checkpoint)
     step, n_steps = (int(read_number(metadata, key, checkpoint)) for key in ("step", "steps"))
     if 0 < step < n_steps:
         raise UserError(
             f"{checkpoint} is an unfinished run (step {step} of {n_steps}); "
             "--resume continues it, --out starts elsewhere"
+        )
+    if step > 0:
+        raise UserError(
+            f"{checkpoint} is a finished run of {step} steps; --resume with more --steps continues it, "
+            "--out starts elsewhere, or remove its folder"
         )
 
 
@@ -193,7 +199,7 @@ def draw_progress(path: Path, experiment: Experiment, state: TrainState, seed: i
     q = model.forward_process()
     generator = Generator(q.beta.device).manual_seed(seed)
     x = draw_samples(experiment, model, q, N_DRAWN[experiment.kind], generator)
-    write_file(path, to_png(SAMPLE_PLOTS[experiment.kind](x)))
+    write_file(path, to_png(plot_samples(experiment, x)))
 
 
 def to_half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -132,7 +132,9 @@ def _read_folder(folder: Path, size: int | None) -> Tensor:
         picture = picture if size is None else crop_and_reduce(picture, size, str(path))
         if pictures and picture.size != pictures[0].size:
             sizes = " and ".join(f"{width}×{height}" for width, height in (pictures[0].size, picture.size))
-            raise UserError(f"{path} differs in size from the pictures before it, {sizes}; choose a size for all")
+            raise UserError(
+                f"{path} differs in size from the pictures before it, {sizes}; `dpm train --size` makes all alike"
+            )
         pictures.append(picture)
     mode = "RGB" if any(picture.mode == "RGB" for picture in pictures) else "L"
     return _channels_first(np.stack([np.asarray(picture.convert(mode)) for picture in pictures]))

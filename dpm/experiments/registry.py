@@ -77,17 +77,30 @@ def check_trained_on(name: str, metadata: dict[str, str], path: Path) -> None:
         )
 
 
+def check_setting(name: str | None, config: TrainConfig, metadata: dict[str, str], path: Path) -> None:
+    """UserError where the metadata of weights say that they are of another setting of the experiment."""
+    setting, settings = metadata.get("setting", ""), EXPERIMENTS[name].settings if name else {}
+    if settings.get(setting, config) is not config:
+        raise UserError(
+            f"{path} belongs to another experiment or setting: it is of {name} --setting {setting}; give that setting"
+        )
+
+
 def load_weights(
     config: TrainConfig, path: Path, device: torch.device | str = "cpu", name: str | None = None
 ) -> DiffusionModel:
     """The trained model of a configuration, from weights or a checkpoint of `dpm train`.
 
-    UserError where a name of an experiment is given and they are not of it.
+    UserError where a name of an experiment is given and they are not of it, or where the network is another's.
     """
     tensors, metadata = read_tensors(path)
     if name is not None:
         check_trained_on(name, metadata, path)
     model = build_model(config)
-    load_state(model, strip_prefix(tensors, "ema.module.") or tensors, path)
+    try:
+        load_state(model, strip_prefix(tensors, "ema.module.") or tensors, path)
+    except UserError:
+        check_setting(name, config, metadata, path)
+        raise
     check_schedule(model.schedule(), path)
     return model.to(device).requires_grad_(False)
