@@ -8,6 +8,7 @@ has none or None, the forward process's own is taken, which is (44) for the pape
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import product
 
 import torch
 from torch import Generator, Tensor, nn
@@ -131,6 +132,23 @@ class VPrediction(X0Prediction):
     def x0_from(output: Tensor, xt: Tensor, alpha_bar: Tensor, noise_variance: Tensor) -> Tensor:
         """x⁰ = √ᾱ x^t − √(1−ᾱ) v."""
         return alpha_bar.sqrt() * xt - noise_variance.sqrt() * output
+
+
+class SymmetricVPrediction(VPrediction):
+    """The same for square pictures that are as likely turned, mirrored or negated: the mean over these sixteen. Ours.
+
+    Outputs for x^t in each of its images are taken back and averaged, so that p has the symmetries of the data.
+    """
+
+    def call_network(self, q: GaussianForward, xt: Tensor, t: int | Tensor) -> Tensor:
+        """The mean over the images of x^t of v and log variance, in the dtype of x^t."""
+        outputs = []
+        for n_turns, mirrored, sign in product(range(4), (False, True), (1, -1)):
+            image = sign * xt.rot90(n_turns, (2, 3))
+            v, log_var = super().call_network(q, image.flip(3) if mirrored else image, t).chunk(2, dim=1)
+            output = torch.cat([sign * v, log_var], dim=1)
+            outputs.append((output.flip(3) if mirrored else output).rot90(-n_turns, (2, 3)))
+        return torch.stack(outputs).mean(0)
 
 
 class FullCovarianceVPrediction(VPrediction):

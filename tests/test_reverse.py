@@ -24,6 +24,7 @@ from dpm.reverse import (
     KernelPerturbation,
     LogitPrediction,
     MaskedX0Prediction,
+    SymmetricVPrediction,
     VPrediction,
     X0Prediction,
     fixed_point_mean,
@@ -220,6 +221,36 @@ def test_logit_prediction_is_a_sigmoid_of_the_network():
     law = LogitPrediction(network)(q, xt, t)
     assert law.probs.dtype == torch.float64
     assert torch.allclose(law.probs, 1 / (1 + torch.exp(-network(xt.float(), t).double())), atol=1e-15)
+
+
+def test_symmetric_v_prediction_turns_mirrors_and_negates_with_its_pictures():
+    """The mean over a group commutes with it; and a network that commutes already is its own mean."""
+    q, generator = GaussianForward(linear_alpha_bar(10)), Generator().manual_seed(0)
+    torch.manual_seed(0)
+    network = torch.nn.Conv2d(1, 2, 3, padding=1)
+    xt = torch.randn(2, 1, 6, 6, generator=generator)
+    plain, averaged = VPrediction(lambda x, log_snr: network(x)), SymmetricVPrediction(lambda x, log_snr: network(x))
+    images = {
+        "turned": lambda x: x.rot90(1, (2, 3)),
+        "mirrored": lambda x: x.flip(3),
+        "transposed": lambda x: x.mT,
+        "turned the other way": lambda x: x.rot90(-1, (2, 3)),
+    }
+    for image in images.values():
+        for of_image, of_x in zip(averaged.predict_x0(q, image(xt), 5), averaged.predict_x0(q, xt, 5), strict=True):
+            torch.testing.assert_close(of_image, image(of_x))
+        assert not torch.allclose(plain.predict_x0(q, image(xt), 5)[0], image(plain.predict_x0(q, xt, 5)[0]), atol=0.01)
+    (mean, variance), (of_negative, variance_of_negative) = (averaged.predict_x0(q, x, 5) for x in (xt, -xt))
+    torch.testing.assert_close(of_negative, -mean)
+    torch.testing.assert_close(variance_of_negative, variance)
+
+    def symmetric(x, log_snr):
+        return torch.cat([torch.nn.functional.avg_pool2d(x, 3, 1, 1), x.square()], dim=1)
+
+    for own, mean in zip(
+        VPrediction(symmetric).predict_x0(q, xt, 5), SymmetricVPrediction(symmetric).predict_x0(q, xt, 5), strict=True
+    ):
+        torch.testing.assert_close(own, mean)
 
 
 @pytest.mark.parametrize("t", [3, torch.tensor([2, 3, 4, 5])])
