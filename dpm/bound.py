@@ -124,6 +124,12 @@ class KLProfile:
     share: Tensor  #: the probability with which a timestep is drawn; slots 0 and 1 are 0
 
 
+def uniform_profile(T: int, device: torch.device) -> KLProfile:
+    """The profile that draws timesteps 2…T alike, and guesses no mean."""
+    steps = torch.ones(T - 1, dtype=torch.float64, device=device)
+    return KLProfile(pad(0 * steps, (2, 0)), pad(steps / (T - 1), (2, 0)))
+
+
 def kl_profile(t: Tensor, kl: Tensor, T: int) -> KLProfile:
     """The profile of KL terms kl [n], nats, that a pilot drew at t [n], for timesteps 2…T.
 
@@ -215,18 +221,16 @@ def evaluate_subsampled(
     STRATUM_SIZE consecutive samples interleave their timesteps. The estimate is unbiased, but samples within such a
     stratum are correlated: use the means of strata for standard errors.
     """
+    profile = profile or uniform_profile(q.T, x0.device)
     kl = torch.zeros(len(x0), dtype=x0.dtype, device=x0.device)
     n_strata, index = math.ceil(len(x0) / STRATUM_SIZE), torch.arange(len(x0), device=x0.device)
     shift = torch.rand(n_strata, generator=generator, dtype=torch.float64, device=x0.device)
     start = (shift[index // STRATUM_SIZE] + index / STRATUM_SIZE) % 1
     for k in range(n_timesteps):
         u = (start + k) / n_timesteps
-        t = timestep_at(u, q.T) if profile is None else timestep_by_share(u, profile.share)
+        t = timestep_by_share(u, profile.share)
         kl_t = step_kl(p, q, x0, t, q.sample_noise(x0, generator))
-        if profile is None:
-            kl += (q.T - 1) / n_timesteps * kl_t
-        else:
-            kl += (profile.mean.sum() + (kl_t - profile.mean[t]) / profile.share[t]) / n_timesteps
+        kl += (profile.mean.sum() + (kl_t - profile.mean[t]) / profile.share[t]) / n_timesteps
     return assemble(p, q, x0, kl, generator)
 
 
