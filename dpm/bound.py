@@ -126,8 +126,8 @@ class KLProfile:
 
 def uniform_profile(T: int, device: torch.device) -> KLProfile:
     """The profile that draws timesteps 2…T alike, and guesses no mean."""
-    steps = torch.ones(T - 1, dtype=torch.float64, device=device)
-    return KLProfile(pad(0 * steps, (2, 0)), pad(steps / (T - 1), (2, 0)))
+    share = torch.full((T - 1,), 1 / (T - 1), dtype=torch.float64, device=device)
+    return KLProfile(torch.zeros(T + 1, dtype=torch.float64, device=device), pad(share, (2, 0)))
 
 
 def kl_profile(t: Tensor, kl: Tensor, T: int) -> KLProfile:
