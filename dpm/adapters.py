@@ -4,9 +4,8 @@
     p = PretrainedReverse(network, "eps", fixed_small)        # DDPM
     p = PretrainedReverse(network, "eps", learned_range)      # improved DDPM, guided diffusion: 2C output channels
 
-The network sees pictures [B, C, …] in float32, and a LongTensor [B] of steps that count from 0, i = t − 1, as all of
-these programs count. A network that wants its time otherwise, or a class beside it, is wrapped in a line:
-`lambda x, i: network(x, 1000 / T * i, y)`.
+x is [B, C, …] in float32, i a LongTensor [B], i = t − 1: these programs count from 0. A network that is conditioned on
+rescaled time, or on a class label y, is wrapped: `lambda x, i: network(x, 1000 / T * i, y)`.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,17 +18,15 @@ from dpm.distributions import Normal
 from dpm.errors import UserError
 from dpm.forward import GaussianForward
 from dpm.reverse import EpsPrediction, FinalStep, VPrediction, X0Prediction
-from dpm.schedules import beta_from_alpha_bar, extract
+from dpm.schedules import beta_from_alpha_bar, check_schedule, extract
 
 # Noise schedules
 
 
 def forward_process(beta: Tensor | Sequence[float]) -> GaussianForward:
-    """q of another program's β_1…T: T numbers, the first step first. UserError unless all are in (0, 1]."""
-    beta = torch.as_tensor(beta, dtype=torch.float64)
-    if not (beta.dim() == 1 and len(beta) > 1 and bool(((beta > 0) & (beta <= 1)).all())):
-        raise UserError("a noise schedule is two or more numbers β_1…β_T above 0, none above 1")
-    return GaussianForward(pad(beta, (1, 0)))
+    """q of another program's β_1…T: T > 1 numbers, the first step first. UserError unless 0 < β_t < 1, and β_T ≤ 1."""
+    table = pad(torch.atleast_1d(torch.as_tensor(beta, dtype=torch.float64)), (1, 0))
+    return GaussianForward(check_schedule(table, "this list β_1…β_T"))
 
 
 def forward_process_from_sigma(sigma: Tensor | Sequence[float]) -> GaussianForward:
@@ -100,9 +97,10 @@ def second_half(other: Tensor | None) -> Tensor:
 
 
 def moment_matched(x0_error: Tensor) -> Variance:
-    """Ours: the best single variance of each step, for a network whose x⁰ is off by `x0_error` [T+1] in mean square.
+    """The best variance of each timestep, for a network whose x⁰ is off by `x0_error` [T+1] in mean square.
 
-    It is β̃_t plus the error times the squared weight of x⁰ in the mean, and maximises K (Bao et al. 2022).
+    It is β̃_t plus the error times the squared weight of x⁰ in the mean (Analytic-DPM, Bao et al. 2022), and minimises
+    every KL of (14). At t = 1 it is the error itself: best for a density, and nearly so for discretised levels.
     """
 
     def variance(q: GaussianForward, xt: Tensor, t: int | Tensor, other: Tensor | None) -> Tensor:
@@ -119,6 +117,8 @@ class PretrainedReverse:
 
     `predicts` is a name of `PREDICTIONS`. `variance` is `fixed_small`, `fixed_large`, `learned`, `learned_range`, or
     what `moment_matched` returns. `clip` is the range (low, high) that the predicted x⁰ is clipped to, None for none.
+    With `variance_exploding` the network sees x^t/√ᾱ_t = x⁰ + σ_t ε, and its eps or score belongs to that; q is of
+    `forward_process_from_sigma`. `final_step(p, q, x1)` gives p(x⁰|x¹), None the edge step (44).
     """
 
     any_schedule = False  #: the network is told the step, so it knows its own schedule only
@@ -134,6 +134,8 @@ class PretrainedReverse:
     ):
         if predicts not in PREDICTIONS:
             raise UserError(f"no network predicts {predicts!r}; name one of {', '.join(PREDICTIONS)}")
+        if variance_exploding and predicts == "v":
+            raise UserError("v belongs to x^t = √ᾱ x⁰ + √(1−ᾱ) ε; wrap the network so that it returns eps, x0 or score")
         self.network, self.predicts, self.variance, self.clip = network, predicts, variance, clip
         self.variance_exploding, self.final_step = variance_exploding, final_step
 

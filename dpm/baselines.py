@@ -18,12 +18,12 @@ def log_parzen(x: Tensor, samples: Tensor, sigma: Tensor, chunk: int = 250) -> T
     """
     samples = samples.double()
     sigma = sigma.to(samples)[:, None]
-    size = x.shape[1] / 2 * (2 * math.pi * sigma.square()).log() + math.log(len(samples))
+    log_norm = x.shape[1] / 2 * (2 * math.pi * sigma.square()).log() + math.log(len(samples))
     rows = []
-    for some in x.double().split(chunk):
-        squared = torch.cdist(some, samples).square()
+    for block in x.double().split(chunk):
+        squared = torch.cdist(block, samples).square()
         rows.append(torch.stack([(squared / (-2 * s**2)).logsumexp(1) for s in sigma]))
-    return torch.cat(rows, dim=1) - size
+    return torch.cat(rows, dim=1) - log_norm
 
 
 def parzen(samples: Tensor, validation: Tensor, test: Tensor) -> tuple[float, Tensor]:

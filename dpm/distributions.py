@@ -47,6 +47,20 @@ class Distribution(ABC):
     def tilt(self, slope: Tensor) -> "Distribution":
         """The exponentially tilted distribution ∝ p(x) exp(slope · x)."""
 
+    def observe(self, y: Tensor, variance: Tensor) -> "Distribution":
+        """The distribution of x given y = x + N(0, variance), entry by entry. TypeError unless it is a `Normal`."""
+        raise TypeError(self._no_normal())
+
+    def add_noise(self, variance: Tensor) -> "Distribution":
+        """The distribution of x + N(0, variance). TypeError unless it is a `Normal`."""
+        raise TypeError(self._no_normal())
+
+    def _no_normal(self) -> str:
+        return (
+            f"a normal likelihood multiplies independent normals, not a {type(self).__name__}; "
+            "take a BernoulliLikelihood for bits, GradientGuidance for a full covariance"
+        )
+
 
 class Normal(Distribution):
     """N(x; mean, variance) for each entry. The variance may be a number or [B, 1, …]: it broadcasts with the mean."""
@@ -86,6 +100,15 @@ class Normal(Distribution):
     def tilt(self, slope: Tensor) -> "Normal":
         """N(mean + variance · slope, variance)."""
         return Normal(self.mean + self.variance * slope, self.variance)
+
+    def observe(self, y: Tensor, variance: Tensor) -> "Normal":
+        """The product of two Gaussians, by the Kalman gain; variance 0 is a known entry, ∞ a missing one."""
+        gain = self.variance / (self.variance + variance)
+        return Normal((1 - gain) * self.mean + gain * y, (1 - gain) * self.variance)
+
+    def add_noise(self, variance: Tensor) -> "Normal":
+        """N(mean, the sum of both variances)."""
+        return Normal(self.mean, self.variance + variance)
 
 
 class MultivariateNormal(Distribution):

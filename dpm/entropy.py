@@ -37,10 +37,12 @@ def prior_cross_entropy_gap_of_step(q: ForwardProcess, x0: Tensor, t: int | Tens
     return sum_except_batch(previous - present)
 
 
-def log_marginal_density(q: ForwardProcess, points: Tensor, xt: Tensor, t: int, variance: float = 0.0) -> Tensor:
-    """log q(x^t), a mixture of q(x^t|x⁰) over all points: x^t [B, D] → [B] nats."""
-    marginal = q.blurred_marginal(points, variance, t)
-    return torch.logsumexp(marginal.log_prob(xt[:, None]).sum(-1), dim=1) - math.log(len(points))
+def log_marginal_density(
+    q: ForwardProcess, points: Tensor, xt: Tensor, t: int, variance: float = 0.0, weights: Tensor | None = None
+) -> Tensor:
+    """log q(x^t), a mixture of q(x^t|x⁰) over all points, uniform or by weights [M]: x^t [B, D] → [B] nats."""
+    log_prob = q.blurred_marginal(points, variance, t).log_prob(xt[:, None]).sum(-1)
+    return torch.logsumexp(log_prob + (-math.log(len(points)) if weights is None else weights.log()), dim=1)
 
 
 def marginal_entropy(

@@ -68,19 +68,19 @@ def evaluate_experiment(experiment: Experiment, model: DiffusionModel, seed: int
     def in_unit(nats: Tensor) -> Tensor:
         return to_bits(nats) / experiment.n_pixels
 
-    bound = evaluate_twice(model, x0, generator) if experiment.images else evaluate_all(model, x0, generator)
+    images = experiment.images(q.beta.device) if experiment.images else None
+    bound = evaluate_twice(model, x0, generator) if images else evaluate_all(model, x0, generator)
     rounds = in_unit(bound.K).view(-1, len(x0))
     K_per_sample = rounds.mean(0)
     K, stderr = mean_and_stderr(K_per_sample)
-    if experiment.images:
-        stderr = stderr_of_strata(K_per_sample)
+    if images:
+        stderr = stderr_of_strata(images.mean_per_photograph(K_per_sample))
     L_null = float(in_unit(log_null(q, x0)).mean())
     row |= {"K_bits": K, "K_stderr_bits": stderr, "L_null_bits": L_null, "K_minus_L_null_bits": K - L_null}
     row |= {"parts_bits": {part: float(in_unit(nats).mean()) for part, nats in vars(bound).items()}}
     row |= {"held_out": len(x0)}
-    if experiment.images:
-        row |= image_units(experiment.images(q.beta.device), K)
-        row |= {"K_draws_stderr_bits": stderr_of_draws(*rounds)}
+    if images:
+        row |= image_units(images, K) | {"K_draws_stderr_bits": stderr_of_draws(*rounds)}
     if experiment.vectors:
         row |= {"K_own_units_bits": K - experiment.vectors.scale_bits, "scale_bits": experiment.vectors.scale_bits}
     if experiment.yardsticks:
@@ -273,7 +273,8 @@ def density_baselines(images: ImageDataset, model: DiffusionModel, generator: Ge
     scores["gaussian"] = patch_gaussian_log_prob(train, test)
     K = evaluate_twice(model, test, generator).K.view(2, -1).mean(0)
     scores["K_over_mcgsm"] = K / test[0].numel() - scores["mcgsm"]
-    return {key: value for name, nats in scores.items() for key, value in summarize(name, nats).items()}
+    independent = {name: images.mean_per_photograph(nats) for name, nats in scores.items()}
+    return {key: value for name, nats in independent.items() for key, value in summarize(name, nats).items()}
 
 
 def summarize(name: str, nats: Tensor) -> dict[str, float]:

@@ -81,8 +81,8 @@ def draw_vector_field(axes: Axes, grid: Tensor, drift: Tensor, title: str) -> No
     axes.set(title=title, aspect="equal")
 
 
-def planes(count: int) -> tuple[Figure, np.ndarray]:
-    """So many planes side by side, as (figure, axes [count])."""
+def point_panels(count: int) -> tuple[Figure, np.ndarray]:
+    """`count` panels for points of the plane, side by side, as (figure, axes [count])."""
     figure, axes = panels(1, count, size=WIDTH / count, sharey=True)
     figure.set_figheight(WIDTH / count + 0.5)  # for titles and labels
     for axis in axes[0]:
@@ -93,7 +93,7 @@ def planes(count: int) -> tuple[Figure, np.ndarray]:
 
 def plot_point_sets(points: Sequence[Tensor], titles: Sequence[str]) -> Figure:
     """Sets of points of the plane, each [n, 2], side by side."""
-    figure, axes = planes(len(points))
+    figure, axes = point_panels(len(points))
     for axis, x, title in zip(axes, points, titles, strict=True):
         draw_points(axis, x, title, BLUE if title == "data" else ORANGE, reach=2.6)
     return figure
@@ -101,7 +101,7 @@ def plot_point_sets(points: Sequence[Tensor], titles: Sequence[str]) -> Figure:
 
 def plot_coloured_points(clouds: Sequence[Tensor], place: Tensor, titles: Sequence[str]) -> Figure:
     """Sets of the same n points of the plane, each [n, 2], side by side; a point's colour, by `place` [n], stays."""
-    figure, axes = planes(len(clouds))
+    figure, axes = point_panels(len(clouds))
     for axis, x, title in zip(axes, clouds, titles, strict=True):
         axis.scatter(x[:, 0], x[:, 1], c=place, s=4, cmap="viridis", vmin=-2, vmax=2)
         axis.set(title=title, xlim=(-2.6, 2.6), ylim=(-2.6, 2.6), aspect="equal")
@@ -224,7 +224,7 @@ def plot_curves(
 ) -> Figure:
     """Lines over one axis, named in a legend."""
     figure, axes = open_panel()
-    for (name, y), dash in zip(lines.items(), ("-", "--", "-.", ":") * 2, strict=False):
+    for (name, y), dash in zip(lines.items(), itertools.cycle(("-", "--", "-.", ":")), strict=False):
         axes.plot(x, y, dash, label=name)
     axes.set(xlabel=xlabel, ylabel=ylabel, **axes_options)
     if len(lines) > 1:
@@ -233,21 +233,21 @@ def plot_curves(
 
 
 def plot_learning_curves(runs: Sequence[dict], unit: str) -> Figure:
-    """K over the steps of training, a line a run; K on held-out data as a cross at its end, K* as a dotted line.
+    """K over the steps of training, a line a run; K as evaluated at the end as a cross, K* as a dotted line.
 
-    A run has "folder", "step" and "K_bits", lists of one length, "K_held_out_bits" and "K_optimum_bits", a number or
-    None. K of training is of the weights as they are, K of held-out data that of their average.
+    A run has "folder", "step" and "K_bits", lists of one length, "K_final_bits" and "K_optimum_bits", a number or None.
+    K of training is of the weights as they are, K at the end that of their average.
     """
     figure, axes = open_panel()
     for run, colour in zip(runs, itertools.cycle(PALETTE), strict=False):
         axes.plot(run["step"], run["K_bits"], color=colour, lw=1.2, label=run["folder"])
-        if run["K_held_out_bits"] is not None and run["step"]:
-            axes.plot(run["step"][-1], run["K_held_out_bits"], "X", color=colour, ms=9, mec="white", clip_on=False)
+        if run["K_final_bits"] is not None and run["step"]:
+            axes.plot(run["step"][-1], run["K_final_bits"], "X", color=colour, ms=9, mec="white", clip_on=False)
         if run["K_optimum_bits"] is not None:
             axes.axhline(run["K_optimum_bits"], color=colour, ls=":")
     lines, names = axes.get_legend_handles_labels()
     cross, dots = Line2D([], [], ls="", marker="X", color="grey", ms=8), Line2D([], [], ls=":", color="grey")
-    for mark, name, key in ((cross, "held out", "K_held_out_bits"), (dots, "K*", "K_optimum_bits")):
+    for mark, name, key in ((cross, "evaluated", "K_final_bits"), (dots, "K*", "K_optimum_bits")):
         if any(run[key] is not None for run in runs):
             lines, names = [*lines, mark], [*names, name]
     axes.set(xlabel="step", ylabel=f"K ({unit})")
@@ -344,7 +344,7 @@ def timestep_panels(t: int, lines: dict[str, Tensor], ylabel: str, **axes_option
     """One timestep of a process: a square panel to draw in; below it lines over t = 0…T, [T+1] each, with dots at t."""
     figure = NotebookFigure(figsize=(4, 5.9))
     above, below = figure.add_axes((0.19, 0.421, 0.77, 0.522)), figure.add_axes((0.19, 0.095, 0.77, 0.18))
-    for (name, y), dash in zip(lines.items(), ("-", "--", ":"), strict=False):
+    for (name, y), dash in zip(lines.items(), itertools.cycle(("-", "--", ":")), strict=False):
         (line,) = below.plot(y, dash, color="black", lw=1, label=name)
         below.plot(t, y[t], "o", color=line.get_color())
     above.set(title=f"t = {t}")

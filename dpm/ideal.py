@@ -16,7 +16,7 @@ from torch.nn.functional import logsigmoid
 
 from dpm.bound import prior_kl
 from dpm.distributions import Distribution, MultivariateNormal
-from dpm.entropy import entropy_lower_bound
+from dpm.entropy import entropy_lower_bound, log_marginal_density
 from dpm.errors import UserError
 from dpm.forward import ForwardProcess, GaussianForward, sum_except_batch
 from dpm.reverse import FinalStep, final_step, has_edge_step
@@ -27,6 +27,7 @@ SAMPLES_PER_POINT = 50  # of x^t, where x⁰ is one of a few points
 LATTICE_SPACING = 1.6  # in widths of q(x^t|point); at 1 the sums of a round have five digits, at three times the work
 LATTICE_REACH = 5  # widths around each point that the lattice covers
 BLOCK = 400_000  # responsibilities, of some x^t for all points, that fit the caches of a CPU
+LOWEST_LOG_SNR = -7  # of the last noise level of a schedule: 1−ᾱ_T = 0.999
 NEGLIGIBLE = 1e-10  # weights of places that are left out
 
 
@@ -82,8 +83,7 @@ class IdealReverse:
 
     def log_marginal(self, q: ForwardProcess, xt: Tensor, t: int) -> Tensor:
         """log q(x^t), [B] nats."""
-        log_prob = q.blurred_marginal(self.points.to(xt), self.variance, t).log_prob(xt[:, None]).sum(-1)
-        return torch.logsumexp(log_prob + self.weights.to(xt).log(), dim=1)
+        return log_marginal_density(q, self.points.to(xt), xt, t, self.variance, self.weights.to(xt))
 
     def sample_marginal(self, q: ForwardProcess, t: int, generator: Generator) -> tuple[Tensor, Tensor]:
         """Samples x^t [n, D] of q(x^t), as many from each point, and their weights [n] of sum 1."""
@@ -346,8 +346,8 @@ def best_schedule(
     path through `n_levels` noise levels is a shortest path. UserError when T > n_levels.
     """
     if n_levels < T:
-        raise UserError(f"{T} steps find no place among {n_levels} noise levels; give --T {n_levels} or fewer")
-    log_snr = torch.linspace(math.log(1 / beta_1 - 1), -7, n_levels, dtype=torch.float64, device=x0.device)
+        raise UserError(f"{T} steps find no place among {n_levels} noise levels; take {n_levels} or fewer")
+    log_snr = torch.linspace(math.log(1 / beta_1 - 1), LOWEST_LOG_SNR, n_levels, dtype=torch.float64, device=x0.device)
     alpha_bar, snr = torch.sigmoid(log_snr), log_snr.exp()
     q = GaussianForward(beta_from_alpha_bar(alpha_bar))  # level k is its timestep k+1
     frozen = q.sample_noise(x0, generator)  # the same for all levels, or the path would seek out lucky draws

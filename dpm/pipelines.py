@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dpm.adapters import PretrainedReverse, fixed_large, fixed_small, forward_process, learned, learned_range
+from dpm.adapters import PretrainedReverse, fixed_large, fixed_small, forward_process, learned_range
 from dpm.errors import UserError
 from dpm.files import read_json
 from dpm.forward import GaussianForward
@@ -18,8 +18,6 @@ VARIANCE_TYPES = {
     "fixed_small": fixed_small,
     "fixed_small_log": fixed_small,
     "fixed_large": fixed_large,
-    "fixed_large_log": fixed_large,
-    "learned": learned,
     "learned_range": learned_range,
 }
 WEIGHTS = "diffusion_pytorch_model"
@@ -37,7 +35,8 @@ def load_pipeline(folder: Path, device: torch.device, clip: tuple[float, float] 
     """Read a pipeline that `diffusers` saved: an unconditional U-Net of pictures, with a DDPM or DDIM scheduler.
 
     Network and scheduler are looked for in the folder's `unet` and `scheduler`, or else in the folder itself. A DDIM
-    scheduler names no variance and gets `fixed_small`, its own at η = 1. Nothing is downloaded, nothing unpickled.
+    scheduler names no variance and gets `fixed_small`, its own at η = 1. `clip_sample` and `thresholding` are not read:
+    give `clip` to score the model as a clipping scheduler samples it. Nothing is downloaded, nothing unpickled.
     UserError where `diffusers` is not installed or the folder holds something else.
     """
     unet, scheduler = (folder / name if (folder / name).is_dir() else folder for name in ("unet", "scheduler"))

@@ -37,6 +37,10 @@ class Likelihood(ABC):
     def temper(self, power: Tensor) -> "Likelihood":
         """r^power up to a constant; power [B, 1, …]."""
 
+    def diffused(self, q: ForwardProcess, t: int | Tensor, x: Tensor) -> "Likelihood":
+        """E r over t forward steps from x, up to a constant. TypeError where that is not known."""
+        raise TypeError(f"the mean of a {type(self).__name__} over q is not known; take `constant` or `annealed`")
+
     def log_normalizer(self, distribution: Distribution, x: Tensor) -> Tensor:
         """log p(x) r(x)/p̃(x), [B] nats: log Z̃_t(x^{t+1}) of (22) where p̃ is the exact product, else a log weight."""
         return sum_except_batch(distribution.log_prob(x) - self.multiply(distribution).log_prob(x)) + self.log_prob(x)
@@ -54,30 +58,28 @@ class GaussianLikelihood(Likelihood):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log r(x), [B] nats; a missing coordinate adds nothing."""
-        return self._log_prob_of_y(x, self.variance)
+        return self._over_observed(Normal(x, self.variance).log_prob(self.y))
 
-    def multiply(self, distribution: Distribution) -> Normal:
-        """The product of two Gaussians, by the Kalman gain."""
-        gain = distribution.variance / (distribution.variance + self.variance)
-        return Normal((1 - gain) * distribution.mean + gain * self.y, (1 - gain) * distribution.variance)
+    def multiply(self, distribution: Distribution) -> Distribution:
+        """The product of two Gaussians. TypeError for bits and for a full covariance."""
+        return distribution.observe(self.y, self.variance)
 
     def log_normalizer(self, distribution: Distribution, x: Tensor) -> Tensor:
         """log N(y; mean, variance of both), [B] nats, for any x."""
-        return self._log_prob_of_y(distribution.mean, distribution.variance + self.variance)
+        return self._over_observed(distribution.add_noise(self.variance).log_prob(self.y))
 
     def temper(self, power: Tensor) -> "GaussianLikelihood":
         """The same observation with its variance divided by the power."""
         return GaussianLikelihood(self.y, torch.where(power > 0, self.variance / power, math.inf))
 
     def diffused(self, q: ForwardProcess, t: int | Tensor, x: Tensor) -> "GaussianLikelihood":
-        """E r over t forward steps from x: N(y; x√ᾱ_t, variance + 1 − ᾱ_t), as a function of x."""
+        """E r over t forward steps from x: N(y; x√ᾱ_t, variance + 1 − ᾱ_t), as a function of x, up to a constant."""
         alpha_bar, noise_variance = extract(q.alpha_bar, t, x), extract(q.noise_variance, t, x)
         y = torch.where(alpha_bar > 0, self.y / alpha_bar.sqrt(), 0.0)
         return GaussianLikelihood(y, (self.variance + noise_variance) / alpha_bar)
 
-    def _log_prob_of_y(self, mean: Tensor, variance: Tensor) -> Tensor:
-        density = Normal(mean, variance).log_prob(self.y)
-        return sum_except_batch(torch.where(self.variance.isinf(), torch.zeros_like(density), density))
+    def _over_observed(self, log_prob: Tensor) -> Tensor:
+        return sum_except_batch(torch.where(self.variance.isinf(), torch.zeros_like(log_prob), log_prob))
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class BernoulliLikelihood(Likelihood):
         return sum_except_batch(logsigmoid(torch.where(x > 0.5, self.logits, -self.logits)))
 
     def multiply(self, distribution: Distribution) -> Distribution:
-        """The product of two Bernoullis: logits add. TypeError for real numbers."""
+        """The product of two Bernoullis: logits add. TypeError for anything else."""
         self._check_bits(distribution)
         return distribution.tilt(self.logits)
 
@@ -113,7 +115,10 @@ class BernoulliLikelihood(Likelihood):
 
     def _check_bits(self, distribution: Distribution) -> None:
         if not hasattr(distribution, "logits"):
-            raise TypeError("a BernoulliLikelihood multiplies bits; for real numbers use another likelihood")
+            raise TypeError(
+                f"a BernoulliLikelihood multiplies bits with logits, not a {type(distribution).__name__}; "
+                "take a GaussianLikelihood for real numbers, GradientGuidance for others"
+            )
 
     def _log_mean(self, distribution: Distribution) -> Tensor:
         """log(c d + (1−c)(1−d)) per bit: the denominator of Table App.1, with c_i where it prints x_i."""
@@ -162,8 +167,11 @@ def annealed(r: Likelihood, q: ForwardProcess, t: int | Tensor, x: Tensor) -> Li
     return r.temper(extract(1 - torch.arange(q.T + 1, dtype=torch.float64, device=x.device) / q.T, t, x))
 
 
-def diffused(r: GaussianLikelihood | BernoulliLikelihood, q: ForwardProcess, t: int | Tensor, x: Tensor) -> Likelihood:
-    """r(x^t) = E r(x⁰) over t forward steps from x^t. Ours: (22) is then exact at t = 1, and for data drawn from π."""
+def diffused(r: Likelihood, q: ForwardProcess, t: int | Tensor, x: Tensor) -> Likelihood:
+    """r(x^t) = E r(x⁰) over t forward steps from x^t. Ours. TypeError for `GradientGuidance`, whose mean is not known.
+
+    By detailed balance (22) is then exact at t = 1 with the edge step (44), and at every t for data drawn from π.
+    """
     return r.diffused(q, t, x)
 
 
@@ -189,7 +197,7 @@ def posterior_trajectory(
         r_t = r_schedule(r, q, t, like)
         x = r_t.multiply(distribution).reparameterize(q.sample_noise(like, generator))
         log_weight = log_weight + r_t.log_normalizer(distribution, x) - previous_log_r
-        if resample_below and effective_sample_size(log_weight) < resample_below * len(x):
+        if resample_below and not effective_sample_size(log_weight) >= resample_below * len(x):  # nan is refused there
             x, log_weight = resample(x, log_weight, generator)
         yield t, x, log_weight
         if t > 0:
@@ -213,11 +221,12 @@ def sample_posterior(
 
 def resample(x: Tensor, log_weight: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
     """Systematic resampling: each row as often as its weight asks; afterwards all weights are their mean."""
-    if log_weight.isnan().any():
+    share, n = log_weight.softmax(0), len(x)
+    if share.isnan().any():
         raise ValueError(
-            "these weights do not exist: a delta on real numbers cannot be held at every t; use `diffused`"
+            "these weights do not exist: no row is possible, or a delta on real numbers is held at every t; "
+            "use `diffused`"
         )
-    n = len(x)
     grid = torch.arange(n, device=x.device) + torch.rand(1, generator=generator, dtype=x.dtype, device=x.device)
-    index = torch.searchsorted(log_weight.softmax(0).cumsum(0), grid / n).clamp(max=n - 1)
+    index = torch.searchsorted(share.cumsum(0), grid / n).clamp(max=n - 1)
     return x[index], (log_weight.logsumexp(0) - math.log(n)).expand(n)

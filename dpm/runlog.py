@@ -16,7 +16,10 @@ def append_record(path: Path, record: dict) -> None:
 def read_log(path: Path) -> list[dict]:
     """The records of a log, in order; a line that a killed process left unfinished at the end is passed over."""
     try:
-        return [json.loads(line) for line in path.read_text("utf8").split("\n")[:-1]]
+        records = [json.loads(line) for line in path.read_text("utf8").split("\n")[:-1]]
+        if not all(isinstance(record, dict) and "step" in record for record in records):
+            raise ValueError("a line is no record of a step")
+        return records
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"no log at {path}; name the folder of a run of `dpm train`") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -230,6 +230,6 @@ def check_finite(losses: list[float], state: TrainState) -> None:
     mend = "the last checkpoint stands: lower the learning rate, or try another --seed"
     for step, loss in enumerate(losses, start=state.step - len(losses) + 1):
         if not math.isfinite(loss):
-            raise UserError(f"K is {-loss} at step {step} of {name}; {mend}")
+            raise UserError(f"the loss is {loss} at step {step} of {name}; {mend}")
     if not all(weights.isfinite().all() for weights in state.model.parameters()):
         raise UserError(f"a weight is not finite after step {state.step} of {name}; {mend}")

@@ -189,8 +189,10 @@ def test_mistakes_are_told_in_a_line(images):
     for output in (torch.zeros(16, 3, 8, 8), torch.zeros(16, 1, 4, 4), torch.zeros(1, 1, 8, 8)):
         with pytest.raises(UserError, match="C or 2C channels are wanted"):
             PretrainedReverse(lambda x, i, output=output: output, "eps")(q, x, 3)
-    for beta in ([], [0.1], [0.1, 0.0], [0.1, 1.1], [[0.1, 0.2]]):
-        with pytest.raises(UserError, match="two or more numbers"):
+    with pytest.raises(UserError, match="returns eps, x0 or score"):
+        PretrainedReverse(None, "v", variance_exploding=True)
+    for beta in ([], [0.1], 0.1, [0.1, 0.0], [0.1, 1.1], [1.0, 0.1], [[0.1, 0.2]]):
+        with pytest.raises(UserError, match="this list β_1…β_T holds no noise schedule"):
             forward_process(beta)
     for sigma in ([0.0, 1.0], [2.0, 1.0]):
         with pytest.raises(UserError, match="must rise, from above 0"):

@@ -196,7 +196,7 @@ def test_shipped_results_name_what_made_them(name, setting):
         record["provenance"]
     )
     assert record.get("K_draws_stderr_bits", record["K_stderr_bits"]) <= 0.01  # of this K, not of other pictures
-    assert record["K_stderr_bits"] <= (0.04 if name == "bark" else 0.02)  # 24 patches of each of 81 photographs
+    assert record["K_stderr_bits"] <= (0.06 if name == "bark" else 0.02)  # of bark there are 81 photographs
     if EXPERIMENTS[name].ideal:
         assert record["K_bits"] < record["minus_entropy_bits"]
 
@@ -221,7 +221,7 @@ def test_shipped_curves_are_of_a_second_run_of_the_command_on_record(path):
     first, second = (build_parser().parse_args(run["provenance"]["command"].split()[1:]) for run in (record, curve))
     assert (second.name, second.setting, second.seed) == (first.name, first.setting, first.seed)
     assert len(curve["K_bits"]) == len(curve["step"]) <= 200 and curve["step"][-1] == record["provenance"]["steps"]
-    assert abs(curve["K_held_out_bits"] - record["K_bits"]) < 4 * record.get("K_draws_stderr_bits", 0.001)
+    assert abs(curve["K_final_bits"] - record["K_bits"]) < 4 * record.get("K_draws_stderr_bits", 0.001)
     assert curve["K_optimum_bits"] == pytest.approx(record.get("K_optimum_bits"), abs=1e-3)
 
 

@@ -93,9 +93,9 @@ def test_restoring_pictures_brings_them_nearer(dpm, digits, tmp_path, how, r):
     status, out, _ = dpm(how[0], *digits, *how[1:], "-n", 3, "--r", r, "--out", tmp_path / "r.png")
     result = json.loads(out)
     assert status == 0 and result["n"] == 3 and result["r"] == r
-    assert result["error_restored"] < 0.2 and Image.open(tmp_path / "r.png").size[0] > 100
+    assert result["mse_restored"] < 0.2 and Image.open(tmp_path / "r.png").size[0] > 100
     if how[0] == "denoise":
-        assert result["error_seen"] == pytest.approx(0.01, rel=0.5)
+        assert result["mse_seen"] == pytest.approx(0.01, rel=0.5)
 
 
 def test_list_names_every_setting(dpm):
@@ -175,7 +175,7 @@ def test_schedule_writes_its_betas(dpm, tmp_path, monkeypatch):
     assert err == f"dpm: wrote {tmp_path / 'beta.json'}\n"
     result = json.loads((tmp_path / "beta.json").read_text())
     assert status == 0 and result["beta"] == beta.tolist() and result["T"] == 3
-    assert json.loads(out)["over_best_geometric_bits"] == result["over_best_geometric_bits"]
+    assert json.loads(out)["over_best_log_snr_linear_bits"] == result["over_best_log_snr_linear_bits"]
 
 
 def test_train_writes_weights_that_evaluate_reads(dpm, few_held_out, tmp_path):
@@ -471,7 +471,7 @@ MISTAKES = {
     "unknown r": (lambda tmp: ["denoise", "digits", "--r", "fixed"], "there are constant, annealed, diffused"),
     "a one in every bin": (lambda tmp: ["optimum", "heartbeat", "--period", 1], "--period 1"),
     "a period of a roll": (lambda tmp: ["optimum", "swiss_roll", "--period", 3], "not for swiss_roll"),
-    "no optimum": (lambda tmp: ["optimum", "digits"], "known for heartbeat, swiss_roll"),
+    "no optimum": (lambda tmp: ["optimum", "digits"], "is not computed; it is for heartbeat, swiss_roll"),
     "no weights": (lambda tmp: ["evaluate", "digits", "--checkpoint", tmp / "none"], "no weights at"),
     "weights not shipped": (lambda tmp: ["sample", "bark"], "only of best"),
     "picture of no kind": (
@@ -492,7 +492,7 @@ MISTAKES = {
     ),
     "no pictures": (lambda tmp: ["denoise", "swiss_roll", "--setting", "best"], "no pictures"),
     "steps of its own": (lambda tmp: ["sample", "heartbeat", "--T", 9], "leave out --T"),
-    "more timesteps than places": (lambda tmp: ["schedule", "swiss_roll", "--T", 301], "give --T 300 or fewer"),
+    "more timesteps than places": (lambda tmp: ["schedule", "swiss_roll", "--T", 301], "take 300 or fewer"),
     "schedule of bits": (lambda tmp: ["schedule", "heartbeat"], "made of bits"),
     "no command": (lambda tmp: [], "COMMAND"),
     "unknown command": (lambda tmp: ["dance"], "invalid choice: 'dance'"),
@@ -599,7 +599,7 @@ def test_the_rival_of_a_schedule_is_the_best_one_linear_in_log_snr(dpm, monkeypa
     monkeypatch.setattr("dpm.cli.ideal.best_schedule", lambda *_: beta)
     log_noise = lambda p, q, *_: q.noise_variance[-1].log() * math.log(2) * torch.ones(2)  # noqa: E731
     monkeypatch.setattr("dpm.cli.ideal.ideal_K", log_noise)
-    found = json.loads(dpm("schedule", "swiss_roll", "--T", 3, "--json")[1])["over_best_geometric_bits"]
+    found = json.loads(dpm("schedule", "swiss_roll", "--T", 3, "--json")[1])["over_best_log_snr_linear_bits"]
     assert found == pytest.approx(math.log(1 - (1 - 1e-4) * 0.9 * 0.8) - math.log(0.95))
 
 
@@ -642,8 +642,8 @@ def test_restoring_hands_on_what_was_seen_of_held_out_pictures(dpm, digits, monk
         result = json.loads(dpm("denoise", *digits, "-n", 3, "--variance", 0.25, "--r", name)[1])
         r, x0, r_schedule = given.pop()
         assert r_schedule is getattr(posterior, name) and torch.equal(data.to_levels(x0), data.test[:3].long())
-        assert r.variance.unique().tolist() == [0.25] and result["error_restored"] == 0
-        assert result["error_seen"] == pytest.approx(float((r.y - x0).square().mean())) == pytest.approx(0.25, rel=0.3)
+        assert r.variance.unique().tolist() == [0.25] and result["mse_restored"] == 0
+        assert result["mse_seen"] == pytest.approx(float((r.y - x0).square().mean())) == pytest.approx(0.25, rel=0.3)
 
 
 def test_what_is_said_of_samples_is_true_of_the_file(dpm, tmp_path):
@@ -691,7 +691,7 @@ def test_a_schedule_and_its_rivals_meet_the_same_noise_on_fresh_data(dpm, monkey
     assert len(noise) == 13 and len(set(noise)) == 1
     assert all(x0 is measured_on[0] for x0 in measured_on) and len(measured_on[0]) == 4_000
     assert not torch.isin(measured_on[0], chosen_on[0]).any()
-    assert result["over_best_geometric_stderr_bits"] < 1e-9 < 0.01 < result["K_optimum_stderr_bits"]
+    assert result["over_best_log_snr_linear_stderr_bits"] < 1e-9 < 0.01 < result["K_optimum_stderr_bits"]
 
 
 def test_training_hands_on_its_options_and_reports_seed_0(dpm, few_held_out, tmp_path, monkeypatch):

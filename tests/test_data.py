@@ -305,6 +305,7 @@ def test_bark_holds_out_the_last_fifth_of_each_species(data_folder, monkeypatch)
     data = load_bark(CPU)
     assert data.train[::24, 0, 0, 0].tolist() == greys[False] and data.test[::24, 0, 0, 0].tolist() == greys[True]
     assert data.train.shape == (768, 1, 64, 64) and data.test.dtype == torch.uint8
+    assert data.mean_per_photograph(data.test[:, 0, 0, 0].double()).tolist() == greys[True]
     (data_folder / "bark" / BARK[2] / "IMG_3.JPG").unlink()
     load_bark_photographs.cache_clear()
     with pytest.raises(UserError, match="its content has SHA-256"):

@@ -203,7 +203,7 @@ def test_recorded_schedule_beats_those_linear_in_log_snr():
     """The more steps there are, the less it matters where they lie."""
     for setting, T, n_errors in (("best", 40, 5), ("beyond", 100, 2)):
         record = json.loads(schedule_path("swiss_roll", setting).read_text())
-        assert record["over_best_geometric_bits"] > n_errors * record["over_best_geometric_stderr_bits"]
+        assert record["over_best_log_snr_linear_bits"] > n_errors * record["over_best_log_snr_linear_stderr_bits"]
         assert len(record["beta"]) == record["T"] + 1 == T + 1
         assert record["beta"][1] == pytest.approx(BETA_1, rel=1e-9)
 

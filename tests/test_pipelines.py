@@ -99,7 +99,7 @@ def test_the_command_agrees_with_the_published_algorithm(score, pipeline, pictur
     assert abs(bits - (prior + terms.sum(1)).mean()) < min(3 * stderr, 0.005)
     parts = result["parts_bits_per_dimension"]
     assert set(parts) == {"prior", "kl", "final"} and bits == pytest.approx(sum(parts.values()))
-    assert parts["kl"] == pytest.approx(sum(result["kl_by_timestep"].values()))
+    assert parts["kl"] == pytest.approx(sum(result["kl_bits_per_dimension_by_timesteps"].values()))
     assert 4 < bits < 10 and "16 of 697 pictures" in result["counted"]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Generator
 
-from dpm.distributions import Bernoulli, Normal
+from dpm.distributions import Bernoulli, MultivariateNormal, Normal
 from dpm.forward import BernoulliForward, GaussianForward, sum_except_batch
 from dpm.importance import effective_sample_size
 from dpm.posterior import (
@@ -367,8 +367,19 @@ def test_what_cannot_be_is_refused():
     assert torch.equal(x0, like + 0.5)
     with pytest.raises(ValueError, match="diffused"):
         resample(x0, log_weight, Generator())
-    with pytest.raises(TypeError, match="BernoulliLikelihood multiplies bits"):
+    with pytest.raises(ValueError, match="diffused"):
+        sample_posterior(line_model, REALS, known, like, Generator().manual_seed(1), resample_below=0.5)
+    with pytest.raises(ValueError, match="no row is possible"):
+        resample(x0, torch.full((4,), -math.inf), Generator())
+    with pytest.raises(TypeError, match="multiplies bits with logits, not a Normal"):
         BIT_LIKELIHOOD.multiply(REALS.prior(like))
+    full = MultivariateNormal(torch.zeros(4, 1), torch.ones(4, 1, 1))
+    for wrong in (full, BITS.prior(like)):
+        for refused in (known.multiply, lambda law: known.log_normalizer(law, like)):
+            with pytest.raises(TypeError, match=f"independent normals, not a {type(wrong).__name__}"):
+                refused(wrong)
+    with pytest.raises(TypeError, match="mean of a GradientGuidance over q is not known"):
+        diffused(GradientGuidance(lambda x: x.sum(1)), REALS, 1, like)
 
 
 def test_per_sample_weights():

@@ -37,9 +37,10 @@ def test_a_log_is_read_back_cut_and_gone_on_with(tmp_path):
 def test_what_is_no_log_is_refused(tmp_path):
     with pytest.raises(UserError, match="no log at"):
         read_log(tmp_path / "log.jsonl")
-    (tmp_path / "log.jsonl").write_text("{]\n")
-    with pytest.raises(UserError, match="is no log of"):
-        read_log(tmp_path / "log.jsonl")
+    for broken in ("{]\n", "5\n", "{}\n"):
+        (tmp_path / "log.jsonl").write_text(broken)
+        with pytest.raises(UserError, match="is no log of"):
+            read_log(tmp_path / "log.jsonl")
     with pytest.raises(UserError, match="cannot write"):
         append_record(tmp_path, {})
 
@@ -135,7 +136,7 @@ def test_curve_draws_runs_beside_K_star(dpm, run_of, tmp_path, monkeypatch):
     assert err == f"dpm: wrote {tmp_path / 'x' / 'c.png'}\n"
     (found,) = json.loads(out)["runs"]
     assert status == 0 and found["step"] == [50, 100] and found["unit"] == "bits/seq"
-    assert found["K_bits"] == pytest.approx([-3 / math.log(2), -2 / math.log(2)]) and found["K_held_out_bits"] is None
+    assert found["K_bits"] == pytest.approx([-3 / math.log(2), -2 / math.log(2)]) and found["K_final_bits"] is None
     assert found["K_optimum_bits"] == load_result("heartbeat", "best")["K_optimum_bits"]
     assert drawn == [([found], "bits/seq")] and Image.open(tmp_path / "x" / "c.png").format == "PNG"
     config = json.loads((run / "config.json").read_text())
@@ -143,7 +144,7 @@ def test_curve_draws_runs_beside_K_star(dpm, run_of, tmp_path, monkeypatch):
         result = {"K_bits": -2.5, "K_optimum_bits": -2.25, "provenance": {"command": command}}
         (run / "results.json").write_text(json.dumps(result))
         (found,) = json.loads(dpm("curve", run, "--json")[1])["runs"]
-        assert found["K_held_out_bits"] == expected
+        assert found["K_final_bits"] == expected
         assert found["K_optimum_bits"] == (-2.25 if expected else load_result("heartbeat", "best")["K_optimum_bits"])
     assert f"{run} K_bits" in dpm("curve", run)[1]
     (run / "results.json").unlink()
@@ -153,17 +154,17 @@ def test_curve_draws_runs_beside_K_star(dpm, run_of, tmp_path, monkeypatch):
 
 def test_a_picture_of_curves_shows_every_run_what_it_reached_and_K_star():
     runs = [
-        {"folder": "a", "step": [50, 100], "K_bits": [-3.0, -2.0], "K_held_out_bits": -2.5, "K_optimum_bits": -1.0},
-        {"folder": "b", "step": [], "K_bits": [], "K_held_out_bits": None, "K_optimum_bits": None},
+        {"folder": "a", "step": [50, 100], "K_bits": [-3.0, -2.0], "K_final_bits": -2.5, "K_optimum_bits": -1.0},
+        {"folder": "b", "step": [], "K_bits": [], "K_final_bits": None, "K_optimum_bits": None},
     ]
     (axes,) = figures.plot_learning_curves(runs, "bits").axes
     first, cross, star, second = axes.lines
     assert first.get_xydata().tolist() == [[50, -3], [100, -2]] and cross.get_xydata().tolist() == [[100, -2.5]]
     assert set(star.get_ydata()) == {-1} and len(second.get_xdata()) == 0
     assert len({first.get_color(), second.get_color()}) == 2 and axes.get_ylabel() == "K (bits)"
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b", "held out", "K*"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b", "evaluated", "K*"]
     (axes,) = figures.plot_learning_curves([runs[0] | {"K_optimum_bits": None}], "bits").axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "held out"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "evaluated"]
 
 
 def test_curves_that_cannot_be_drawn_are_refused(dpm, run_of, tmp_path):

@@ -226,7 +226,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_spares_the_checkpoint
         return swiss_roll(n, generator) * (math.nan if len(calls) == 73 else 1)
 
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
-    check_stops(tiny_run(), draw, tmp_path / "checkpoint", "K is nan at step 73 of swiss_roll --setting tiny")
+    check_stops(tiny_run(), draw, tmp_path / "checkpoint", "the loss is nan at step 73 of swiss_roll --setting tiny")
 
 
 def test_weights_that_are_not_finite_stop_it_too(tmp_path, monkeypatch):

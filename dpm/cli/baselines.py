@@ -8,7 +8,7 @@ from dpm.cli.sample import load_sampler
 from dpm.data.sets import load_mnist_validation
 from dpm.errors import UserError
 from dpm.evaluation import density_baselines, parzen_table
-from dpm.experiments.registry import get_experiment
+from dpm.experiments.registry import EXPERIMENTS, get_experiment
 from dpm.files import write_json
 from dpm.provenance import provenance
 
@@ -20,7 +20,8 @@ def baselines(args: argparse.Namespace) -> None:
     """
     experiment, _ = get_experiment(args.name, args.setting)
     if experiment.images is None or experiment.shape[0] != 1:
-        raise UserError(f"{args.name} has no grey pictures; bark, dead_leaves, digits and mnist have")
+        grey = ", ".join(name for name, other in EXPERIMENTS.items() if other.images and other.shape[0] == 1)
+        raise UserError(f"{args.name} has no grey pictures; take one of {grey}")
     if args.name != "mnist" and (args.n, args.T) != (PARZEN_SAMPLES, None):
         raise UserError(f"no sample of {args.name} is drawn for its baselines; leave out -n and --T")
     _, _, model, q, generator = load_sampler(args)

@@ -25,11 +25,11 @@ def curve(args: argparse.Namespace) -> None:
         return
     for run in runs:
         last = {name: run[name][-1] for name in ("step", "K_bits")} if run["step"] else {}
-        print_result({run["folder"]: last | {name: run[name] for name in ("K_held_out_bits", "K_optimum_bits")}}, False)
+        print_result({run["folder"]: last | {name: run[name] for name in ("K_final_bits", "K_optimum_bits")}}, False)
 
 
 def read_run(folder: Path) -> dict:
-    """The log of a run, the unit of its K, and, once they are there, K on held-out data and K*."""
+    """The log of a run, the unit of its K, and, once they are there, K of the averaged weights and K*."""
     log, mend = read_log(folder / "log.jsonl"), "name the folder of a run of `dpm train`"
     config = read_json(folder / "config.json", mend)
     result = read_json(folder / "results.json", mend) if (folder / "results.json").exists() else {}
@@ -41,7 +41,7 @@ def read_run(folder: Path) -> dict:
             "unit": config["unit"],
             "step": [record["step"] for record in log],
             "K_bits": [record["K_bits"] for record in log],
-            "K_held_out_bits": result.get("K_bits"),
+            "K_final_bits": result.get("K_bits"),
             "K_optimum_bits": result.get("K_optimum_bits", shipped_optimum(config)),
         }
     except (KeyError, TypeError) as error:

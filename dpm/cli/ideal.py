@@ -60,7 +60,7 @@ def get_ideal(name: str, setting: str = DEFAULT_SETTING) -> tuple[Experiment, Id
     experiment, _ = get_experiment(name, setting)
     if experiment.ideal is None:
         known = ", ".join(other for other in EXPERIMENTS if EXPERIMENTS[other].ideal)
-        raise UserError(f"nobody knows the optimum of {name}; it is known for {known}")
+        raise UserError(f"the ideal reverse model of {name} is not computed; it is for {known}")
     use_one_thread()
     return experiment, experiment.ideal
 
@@ -110,7 +110,7 @@ def schedule(args: argparse.Namespace) -> None:
     (K_mean, K_stderr), (gain, gain_stderr) = mean_and_stderr(K), mean_and_stderr(K - rival_K)
     result = {"experiment": args.name, "T": T, "unit": experiment.unit}
     result |= {"K_optimum_bits": K_mean, "K_optimum_stderr_bits": K_stderr}
-    result |= {"over_best_geometric_bits": gain, "over_best_geometric_stderr_bits": gain_stderr}
+    result |= {"over_best_log_snr_linear_bits": gain, "over_best_log_snr_linear_stderr_bits": gain_stderr}
     result |= {"provenance": provenance(args.seed, torch.device("cpu"))}
     if args.out:
         write_json(args.out, result | {"beta": beta.tolist()})

@@ -60,48 +60,79 @@ def setting(text: str) -> str:
 
 
 def add_command(commands: argparse._SubParsersAction, name: str, run: str, about: str) -> argparse.ArgumentParser:
-    """A command with the arguments that several share. `run` names a file of `dpm.cli` and a function in it."""
+    """A command. `run` names a file of `dpm.cli` and a function in it."""
     command = commands.add_parser(name, help=about, description=about)
     command.set_defaults(run=f"dpm.cli.{run}")
     command.add_argument("--json", action="store_true", help="print one JSON object")
-    if name in ("list", "curve"):
-        return command
-    command.set_defaults(data=None)
-    if name in ("train", "evaluate", "sample", "denoise", "inpaint"):
-        data = command.add_mutually_exclusive_group(required=name != "sample")
-        data.add_argument("name", nargs="?", help="an experiment, see `dpm list`")
-        data.add_argument("--data", type=Path, help="your own: a folder of pictures, or a .npy or .npz file")
-    elif name != "score":
-        command.add_argument("name", help="an experiment, see `dpm list`")
-    command.add_argument("--seed", type=seed, default=0)
-    if name in ("train", "evaluate", "schedule", "sample", "baselines", "denoise", "inpaint"):
-        choices = "paper (as published, the default), best (at the paper's bound) or beyond (with later choices); "
-        choices += "`dpm list` shows which there are"
-        command.add_argument("--setting", type=setting, default=DEFAULT_SETTING, help=choices)
-    if name in ("train", "evaluate", "score", "sample", "baselines", "denoise", "inpaint"):
-        command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    if name in ("evaluate", "sample", "baselines", "denoise", "inpaint"):
-        command.add_argument("--checkpoint", type=Path, help="weights to use in place of the shipped ones")
-    if name in ("sample", "baselines", "denoise", "inpaint"):
-        default = PARZEN_SAMPLES if name == "baselines" else 16
-        command.add_argument("-n", type=int, default=default, help="number of samples")
-    if name in ("denoise", "inpaint"):
-        command.add_argument(
-            "--out", type=file_path(".png", ".safetensors"), help="a .png of them, or a .safetensors file"
-        )
-    if name in ("optimum", "schedule", "sample", "baselines", "denoise", "inpaint"):
-        command.add_argument("--T", type=int, help="number of timesteps")
-    if name in ("denoise", "inpaint"):
-        command.add_argument("--r", default="constant", help="r(x^t), Section 2.5.4: constant, annealed or diffused")
     return command
 
 
 Add = Callable[[str, str, str], argparse.ArgumentParser]  #: (command, what runs it, what it does) → its parser
 
 
+# Arguments that several commands share
+
+
+def add_name(command: argparse.ArgumentParser) -> None:
+    """An experiment."""
+    command.add_argument("name", help="an experiment, see `dpm list`")
+    command.set_defaults(data=None)
+
+
+def add_name_or_data(command: argparse.ArgumentParser, required: bool = True) -> None:
+    """An experiment, or data of one's own."""
+    data = command.add_mutually_exclusive_group(required=required)
+    data.add_argument("name", nargs="?", help="an experiment, see `dpm list`")
+    data.add_argument("--data", type=Path, help="your own: a folder of pictures, or a .npy or .npz file")
+
+
+def add_seed(command: argparse.ArgumentParser) -> None:
+    """The seed of all that is random."""
+    command.add_argument("--seed", type=seed, default=0)
+
+
+def add_setting(command: argparse.ArgumentParser) -> None:
+    """One of an experiment's settings."""
+    choices = "paper (as published, the default), best (at the paper's bound) or beyond (with later choices); "
+    choices += "`dpm list` shows which there are"
+    command.add_argument("--setting", type=setting, default=DEFAULT_SETTING, help=choices)
+
+
+def add_device(command: argparse.ArgumentParser) -> None:
+    """Where to compute."""
+    command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+
+
+def add_n_timesteps(command: argparse.ArgumentParser) -> None:
+    """T."""
+    command.add_argument("--T", type=int, help="number of timesteps")
+
+
+def add_sampler(command: argparse.ArgumentParser, n: int = 16) -> None:
+    """A trained model to sample from, and how many samples."""
+    add_seed(command)
+    add_setting(command)
+    add_device(command)
+    add_checkpoint(command)
+    command.add_argument("-n", type=int, default=n, help="number of samples")
+    add_n_timesteps(command)
+
+
+def add_checkpoint(command: argparse.ArgumentParser) -> None:
+    """Weights of one's own."""
+    command.add_argument("--checkpoint", type=Path, help="weights to use in place of the shipped ones")
+
+
+# Commands
+
+
 def add_train(add: Add) -> None:
     """`dpm train`."""
     train = add("train", "train:train_experiment", "maximise K; writes checkpoint, weights and results.json")
+    add_name_or_data(train)
+    add_seed(train)
+    add_setting(train)
+    add_device(train)
     train.add_argument(
         "--steps",
         type=int,
@@ -152,6 +183,8 @@ def add_score(add: Add) -> None:
     score = add("score", "score:score", "bits per dimension of a model trained elsewhere")
     score.add_argument("folder", metavar="DIR", type=Path, help="a pipeline that diffusers saved")
     score.add_argument("--data", type=Path, required=True, help="held-out pictures: a folder, or a .npy or .npz file")
+    add_seed(score)
+    add_device(score)
     score.add_argument("-n", "--n", type=int, default=100, help="number of pictures, drawn by the seed")
     score.add_argument("--levels", type=int, default=256, help="grey levels, of which the last is 1 to the network")
     score.add_argument("--clip", action="store_true", help="clip the predicted x⁰ to the range of the data")
@@ -165,17 +198,26 @@ def add_ideal(add: Add) -> None:
         "ideal:optimum",
         "K* of the untrained forward process, and −H(X⁰); `evaluate` has K* of a trained one",
     )
+    add_name(optimum)
+    add_seed(optimum)
+    add_n_timesteps(optimum)
     optimum.add_argument("--kernel", help="forward kernel for bits: flipping (the paper's) or masking")
     optimum.add_argument("--length", type=int, help="number of bits of another heartbeat")
     optimum.add_argument("--period", type=int, help="number of bits from one 1 to the next in another heartbeat")
 
     schedule = add("schedule", "ideal:schedule", "the noise schedule that makes K* the highest")
+    add_name(schedule)
+    add_seed(schedule)
+    add_setting(schedule)
+    add_n_timesteps(schedule)
     schedule.add_argument("--out", type=Path, help="a JSON file for it")
 
 
 def add_sample(add: Add) -> None:
     """`dpm sample`, `dpm denoise` and `dpm inpaint`, and what samples are compared with."""
     sample = add("sample", "sample:sample", "draw from p(x⁰)")
+    add_name_or_data(sample, required=False)
+    add_sampler(sample)
     sample.add_argument(
         "--out",
         type=file_path(".png", ".safetensors", ".npy"),
@@ -183,12 +225,25 @@ def add_sample(add: Add) -> None:
     )
 
     baselines = add("baselines", "baselines:baselines", "other density models on the same pictures")
+    add_name(baselines)
+    add_sampler(baselines, n=PARZEN_SAMPLES)
     baselines.add_argument("--save", dest="out", type=Path, help="a JSON file for the result")
 
     denoise = add("denoise", "sample:denoise", "restore held-out pictures from noise")
+    add_restoration(denoise)
     denoise.add_argument("--variance", type=float, default=1.0, help="of the noise; 1 is that of the data")
+
     inpaint = add("inpaint", "sample:inpaint", "restore held-out pictures from a hole in their middle")
+    add_restoration(inpaint)
     inpaint.add_argument("--hole", type=int, default=4, help="side of the hole, in pixels")
+
+
+def add_restoration(command: argparse.ArgumentParser) -> None:
+    """What `dpm denoise` and `dpm inpaint` share."""
+    add_name_or_data(command)
+    add_sampler(command)
+    command.add_argument("--out", type=file_path(".png", ".safetensors"), help="a .png of them, or a .safetensors file")
+    command.add_argument("--r", default="constant", help="r(x^t), Section 2.5.4: constant, annealed or diffused")
 
 
 def build_parser() -> Parser:
@@ -205,7 +260,12 @@ def build_parser() -> Parser:
     curve = add("curve", "curve:curve", "learning curves of runs, beside K* where it is known")
     curve.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders that `dpm train` writes")
     curve.add_argument("--out", type=file_path(".png"), help="a .png of them")
-    add("evaluate", "evaluate:evaluate", "K on held-out data, its parts, L_null and K*")
+    evaluate = add("evaluate", "evaluate:evaluate", "K on held-out data, its parts, L_null and K*")
+    add_name_or_data(evaluate)
+    add_seed(evaluate)
+    add_setting(evaluate)
+    add_device(evaluate)
+    add_checkpoint(evaluate)
     add_score(add)
     add_ideal(add)
     add_sample(add)

@@ -148,6 +148,6 @@ def restore(args: argparse.Namespace, observe: Callable[..., tuple[GaussianLikel
     check_drawn(args, arrays)
     save_samples(args, plot_restorations, arrays)
     result = {"experiment": experiment.name, "setting": setting, "n": len(x0), "r": r_name, "T": q.T}
-    result |= {"error_seen": float((seen - x0).square().mean()), "error_restored": float((x - x0).square().mean())}
+    result |= {"mse_seen": float((seen - x0).square().mean()), "mse_restored": float((x - x0).square().mean())}
     print_result(result | {"provenance": provenance(args.seed, q.beta.device)}, args.json)
     print_written(args.out)

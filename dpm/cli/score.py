@@ -38,7 +38,7 @@ def score(args: argparse.Namespace) -> None:
         "bits_per_dimension": mean,
         "bits_per_dimension_stderr": stderr,
         "parts_bits_per_dimension": {part: float(values.mean()) for part, values in bits.parts.items()},
-        "kl_by_timestep": sum_over_ranges(bits.kl.mean(0)),
+        "kl_bits_per_dimension_by_timesteps": sum_over_ranges(bits.kl.mean(0)),
         "n": n,
         "T": T,
         "counted": f"an upper bound on -log2 P, at all {T} timesteps, of {n} of {len(images)} pictures",
@@ -64,7 +64,10 @@ def check_finite(bits: BitsPerDimension) -> None:
     if not bits.total.isfinite().all():
         bad = (~bits.kl.isfinite()).any(0).nonzero().flatten().tolist()
         where = f"at t = {bad[0]}" if bad else "in the final step"
-        raise UserError(f"the bound is not finite {where}: the network cannot be scored with this schedule")
+        raise UserError(
+            f"the bound is not finite {where}: the network cannot be scored with this schedule; "
+            "where β_T = 1 it must predict v or x0, and --clip bounds x⁰"
+        )
 
 
 def sum_over_ranges(kl: Tensor) -> dict[str, float]:

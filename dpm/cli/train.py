@@ -39,7 +39,7 @@ from dpm.training import TrainState, learning_rate_at, read_number, train
 
 def train_experiment(args: argparse.Namespace) -> None:
     """`dpm train`: maximise K, equation (15), then report what the written weights reach."""
-    experiment, setting, folder, told = choose_to_train(args)
+    experiment, setting, folder, own_metadata = choose_to_train(args)
     config = experiment.settings[setting]
     n_steps = config.n_steps if args.steps is None else args.steps
     check_counts(n_steps, args.micro_batch)
@@ -47,13 +47,13 @@ def train_experiment(args: argparse.Namespace) -> None:
     init_distributed(device)
     check_batch_splits(config.batch)
     metadata = {"experiment": experiment.name, "setting": setting, "seed": str(args.seed), "steps": str(n_steps)}
-    metadata |= {"command": command_line()} | told
+    metadata |= {"command": command_line()} | own_metadata
     model = (
         load_weights(config, args.start, name=args.name).requires_grad_()
         if args.start
         else build_model(config, args.seed)
     )
-    like = experiment.draw(1, Generator(device))  # missing data are reported before anything is written
+    experiment.draw(1, Generator(device))  # missing data are reported before anything is written
     state = TrainState(model, device, args.seed, metadata)
     checkpoint = folder / "checkpoint.safetensors"
     check_place(checkpoint, args.resume)
@@ -64,23 +64,37 @@ def train_experiment(args: argparse.Namespace) -> None:
         run(state, experiment, config, folder, n_steps, precision, args)
         rank, n_processes = rank_and_world_size()
         close_distributed()
-        if rank > 0:
-            return
-        weights = folder / "weights.safetensors"
-        write_tensors(weights, to_half(state.ema.module.state_dict()), metadata)
-        model = load_weights(config, weights, device)  # what is reported is what the file holds
-        result = evaluate_experiment(experiment, model) | {
-            "setting": setting,
-            "provenance": provenance(args.seed, device, n_processes) | {"command": metadata["command"]},
-        }
-        result["provenance"] |= {
-            "steps": n_steps,
-            "training_seconds": state.seconds,  # unrounded: steps × batch / samples_per_second
-            "precision": str(precision),
-        } | throughput(model, like, n_steps * config.batch, state.seconds, precision, n_processes)
-        write_json(folder / "results.json", result)
-        print_result(result, args.json)
-        print_written(folder)
+        if rank == 0:
+            write_weights_and_result(state, experiment, config, folder, n_steps, precision, n_processes, args)
+
+
+def write_weights_and_result(
+    state: TrainState,
+    experiment: Experiment,
+    config: TrainConfig,
+    folder: Path,
+    n_steps: int,
+    precision: torch.dtype,
+    n_processes: int,
+    args: argparse.Namespace,
+) -> None:
+    """Write the averaged weights, then what the file reaches on held-out data, and print that."""
+    device, metadata, weights = state.generator.device, state.metadata, folder / "weights.safetensors"
+    write_tensors(weights, to_half(state.ema.module.state_dict()), metadata)
+    model = load_weights(config, weights, device)  # what is reported is what the file holds
+    result = evaluate_experiment(experiment, model) | {
+        "setting": metadata["setting"],
+        "provenance": provenance(args.seed, device, n_processes) | {"command": metadata["command"]},
+    }
+    like = experiment.draw(1, Generator(device))
+    result["provenance"] |= {
+        "steps": n_steps,
+        "training_seconds": state.seconds,  # unrounded: steps × batch / samples_per_second
+        "precision": str(precision),
+    } | throughput(model, like, n_steps * config.batch, state.seconds, precision, n_processes)
+    write_json(folder / "results.json", result)
+    print_result(result, args.json)
+    print_written(folder)
 
 
 def check_counts(n_steps: int, micro_batch: int | None) -> None:
@@ -140,13 +154,14 @@ def begin_log(
     rank, n_processes = rank_and_world_size()
     if rank > 0:
         return
-    told, device = state.metadata, state.generator.device
-    choices = {"experiment": told["experiment"], "setting": told["setting"], "T": state.model.forward_process().T}
-    choices |= {"unit": experiment.unit, "steps": int(told["steps"]), "batch": config.batch}
+    metadata, device = state.metadata, state.generator.device
+    choices: dict = {key: metadata[key] for key in ("experiment", "setting")}
+    choices |= {"T": state.model.forward_process().T}
+    choices |= {"unit": experiment.unit, "steps": int(metadata["steps"]), "batch": config.batch}
     choices |= {"learning_rate": config.learning_rate, "precision": str(precision)}
-    if "data" in told:
-        choices["data"] = json.loads(told["data"])
-    made = provenance(int(told["seed"]), device, n_processes) | {"command": told["command"]}
+    if "data" in metadata:
+        choices["data"] = json.loads(metadata["data"])
+    made = provenance(int(metadata["seed"]), device, n_processes) | {"command": metadata["command"]}
     write_json(folder / "config.json", choices | {"provenance": made})
     cut_log(folder / "log.jsonl", state.step)
 

@@ -48,11 +48,6 @@ def read_images(path: Path, size: int | None = None) -> Tensor:
     return _read_folder(path, size) if path.is_dir() else _images_of_array(read_array(path), path, size)
 
 
-def read_points(path: Path) -> Tensor:
-    """The points of a .npy or .npz file of floats [N, D], as float64."""
-    return _points_of_array(read_array(path), path)
-
-
 def read_array(path: Path) -> np.ndarray:
     """The one array of a .npy or .npz file."""
     if not path.exists():
@@ -81,9 +76,7 @@ def _check_vectors(array: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _points_of_array(array: np.ndarray, path: Path) -> Tensor:
-    """Points in float64; UserError for anything but finite floats [N, D] that can have a density."""
-    if array.dtype.kind != "f":
-        raise UserError(f"{path} holds {array.dtype} numbers; save points as float")
+    """Points of an array of floats, in float64; UserError unless they are finite, [N, D], and can have a density."""
     points = torch.from_numpy(_check_vectors(array, path).astype(np.float64))
     bad = (~points.isfinite()).nonzero()
     if len(bad):
@@ -133,7 +126,8 @@ def _read_folder(folder: Path, size: int | None) -> Tensor:
         if pictures and picture.size != pictures[0].size:
             sizes = " and ".join(f"{width}×{height}" for width, height in (pictures[0].size, picture.size))
             raise UserError(
-                f"{path} differs in size from the pictures before it, {sizes}; `dpm train --size` makes all alike"
+                f"{path} differs in size from the pictures before it, {sizes}; "
+                "crop them to one size, or give `dpm train` a --size"
             )
         pictures.append(picture)
     mode = "RGB" if any(picture.mode == "RGB" for picture in pictures) else "L"
@@ -143,11 +137,11 @@ def _read_folder(folder: Path, size: int | None) -> Tensor:
 def list_pictures(folder: Path) -> list[Path]:
     """The PNGs and JPEGs of a folder and of those in it, by name; UserError for a picture of another format.
 
-    Hidden files and files that are no pictures are passed over.
+    Hidden files and folders, and files that are no pictures, are passed over.
     """
     known = Image.registered_extensions()
-    shown = (path for path in sorted(folder.rglob("*")) if not path.name.startswith("."))
-    paths = [path for path in shown if path.suffix.lower() in known and path.is_file()]
+    found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in known and path.is_file())
+    paths = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     for path in paths:
         if known[path.suffix.lower()] not in ("PNG", "JPEG"):
             raise UserError(f"{path} is no PNG or JPEG; save it as one, or take it out of the folder")

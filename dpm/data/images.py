@@ -22,6 +22,7 @@ class ImageDataset:
     shift: float  #: levels
     scale: float  #: levels that one unit of x spans
     label: str = ""  #: a caveat that every report of numbers on these data must carry
+    patches_per_photograph: int = 1  #: consecutive pictures of `test` that are cut from one, and so score alike
 
     def draw(self, n: int, generator: Generator) -> Tensor:
         """n training pictures drawn uniformly, dequantised, in float64: [n, C, H, W]."""
@@ -36,6 +37,10 @@ class ImageDataset:
         """x⁰ of pictures of grey levels: uniform noise of one level added, then standardised."""
         noise = torch.rand(images.shape, generator=generator, dtype=torch.float64, device=generator.device)
         return (images.to(generator.device) + noise - self.shift) / self.scale
+
+    def mean_per_photograph(self, scores: Tensor) -> Tensor:
+        """Scores of all held-out pictures [n], averaged over each photograph, whose patches score alike."""
+        return scores.view(-1, self.patches_per_photograph).mean(1)
 
     def to_levels(self, x: Tensor) -> Tensor:
         """The grey levels whose bins x falls into; those of a model's samples may lie outside the data's range."""

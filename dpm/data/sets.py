@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -117,8 +118,8 @@ def load_bark_photographs(device: torch.device) -> tuple[Tensor, Tensor]:
 @cache
 def load_bark(device: torch.device) -> ImageDataset:
     """Bark, Table 1: 24 patches of 64×64 that do not overlap from each photograph; uint8, 7992 and 1944 of them."""
-    train, test = load_bark_photographs(device)
-    return standardize(extract_patches(train, 64), extract_patches(test, 64))
+    train, test = (extract_patches(photographs, 64) for photographs in load_bark_photographs(device))
+    return replace(standardize(train, test), patches_per_photograph=24)
 
 
 def load_bark_squares(generator: Generator, size: int) -> Tensor:

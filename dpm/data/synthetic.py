@@ -12,7 +12,7 @@ def swiss_roll_curve(u: Tensor) -> Tensor:
     """The curve of the swiss roll, D.1.1, at places u in [0, 1]: [n] → [n, 2].
 
     The spiral (θ cos θ, θ sin θ), θ = (3π/2)(1+2u), as in scikit-learn; shifted, and scaled by one constant, to mean 0
-    and mean square 1 of a coordinate, for uniform u.
+    and, averaged over the two coordinates, mean square 1, for uniform u.
     """
     theta = 1.5 * math.pi * (1 + 2 * u)
     mean, scale = _spiral_moments()
@@ -30,7 +30,7 @@ def _spiral_moments() -> tuple[Tensor, float]:
 
 
 def swiss_roll(n: int, generator: Generator, noise: float = ROLL_NOISE) -> Tensor:
-    """The swiss roll, D.1.1, [n, 2]: √(1−noise²) · curve(u) + N(0, noise²), u uniform on [0, 1]; mean square 1."""
+    """The swiss roll, D.1.1, [n, 2]: √(1−noise²) · curve(u) + N(0, noise²), u uniform on [0, 1]."""
     u = torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device)
     blur = torch.randn(n, 2, generator=generator, dtype=torch.float64, device=generator.device)
     return math.sqrt(1 - noise**2) * swiss_roll_curve(u) + noise * blur
@@ -65,10 +65,11 @@ def power_law_radii(u: Tensor, power: int, smallest: float, largest: float) -> T
 
 
 def sample_disks(shape: tuple[int, ...], size: int, smallest: float, largest: float, generator: Generator) -> Tensor:
-    """Radius and centre (r, y, x) of disks that can touch a window [size, size]: [3, *shape].
+    """Radius and centre (r, y, x) of disks whose bounding squares touch a window [size, size]: [3, *shape].
 
-    Per unit of area the radii have density ∝ r⁻³. The centre of a disk that touches lies in a square of side size + 2r,
-    so the radii of those disks have density ∝ r⁻³ (size + 2r)²: a mixture of three power laws.
+    Every disk that touches the window is among them; the others cover no pixel. Per unit of area the radii have density
+    ∝ r⁻³. Such a centre lies in a square of side size + 2r, so the radii have density ∝ r⁻³ (size + 2r)²: a mixture of
+    three power laws.
     """
     component, u, *centre = torch.rand(4, *shape, generator=generator, dtype=torch.float64, device=generator.device)
     cubic = size**2 * (smallest**-2 - largest**-2) / 2

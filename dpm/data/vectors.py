@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 
 from dpm.errors import UserError
 
+CONSTANT_BELOW = 1e-12  # standard deviation of a coordinate that rounding alone moves, as a share of its largest value
 SMALLEST_EIGENVALUE = 1e-9  # of the correlations of points, as a share of the largest, where they have a density
 
 
@@ -50,7 +51,7 @@ def standardize_points(train: Tensor, name: str = "the data") -> tuple[Tensor, T
     follows linearly from others.
     """
     shift, scale = train.mean(0), train.std(0, correction=0)
-    constant = (scale <= 1e-12 * train.abs().amax(0)).nonzero()
+    constant = (scale <= CONSTANT_BELOW * train.abs().amax(0)).nonzero()
     if len(constant):
         raise UserError(f"coordinate {int(constant[0])} of {name} is constant; leave it out")
     correlations = ((train - shift) / scale).T.cov(correction=0).view(len(shift), len(shift))

@@ -30,13 +30,13 @@ class TrainConfig:
     n_steps: int  #: optimiser steps
     learning_rate: float  #: its peak
     precision: torch.dtype = torch.float32  #: of the networks' products in training; K is measured in float32
-    loss: Loss | None = None  #: what training minimises, where that is not −K
+    loss: Loss | None = None  #: an estimator of −K for training, where not `bound_loss`
     ideal: IdealReverse | None = None  #: the ideal reverse model of this form, where it is not that of the paper's
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A row of Table 1."""
+    """A row of Table 1, an experiment of our own, or one on a user's data."""
 
     name: str
     unit: str  #: of K
@@ -72,7 +72,7 @@ class Experiment:
 def image_schedule(T: int, beta_1: float, *between: float) -> Tensor:
     """The schedule of a picture experiment: linear in log-SNR from β_1 to 1−ᾱ_T = 0.999, by way of levels between.
 
-    β_1 is small against one grey level, so that the final step (44) blurs none.
+    √β_1 is far below one grey level, so that the final step (44) keeps levels apart.
     """
     return log_snr_linear(T, beta_1, *between, 0.999)
 

@@ -32,7 +32,7 @@ from dpm.schedules import FixedSchedule, LearnedSchedule, linear_alpha_bar, log_
 
 MIN_SAMPLES = 10  #: the fewest that are split into some to train on and some to hold out
 SPLIT_SEED = 0  #: of the order in which the first fifth is held out, whatever the seed of training
-HELD_OUT = 5  #: one sample of so many is held out
+HELD_OUT_EVERY = 5  #: one sample in five is held out
 MOST_PASSES = 500  #: over the training data where no number of steps is named: more would be learned by heart
 BETA_1 = 1e-5  #: of points: finer detail than √β_1, in standard deviations of the data, is blurred by the final step
 BLUR = 1 / 40  #: √β_1 of pictures, in grey levels
@@ -210,7 +210,7 @@ def choose(
 def split(data: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Samples to train on and held-out ones, a fifth, in an order that the seed fixes."""
     order = torch.randperm(len(data), generator=Generator().manual_seed(seed))
-    n_held_out = len(data) // HELD_OUT
+    n_held_out = len(data) // HELD_OUT_EVERY
     return data[order[n_held_out:]], data[order[:n_held_out]]
 
 
@@ -248,8 +248,8 @@ def read_choices(path: Path) -> Choices:
             "name that experiment, or weights that were trained on your data"
         )
     try:
-        told = json.loads(metadata["data"])
-        choices = Choices(**told | {"shape": tuple(told["shape"])})
+        fields = json.loads(metadata["data"])
+        choices = Choices(**fields | {"shape": tuple(fields["shape"])})
         RECIPES[choices.kind][choices.network]
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} was written by another version of dpm ({error}); train anew") from None
@@ -271,7 +271,7 @@ def read_same_data(path: Path, choices: Choices, checkpoint: Path) -> Tensor:
 def own_experiment(choices: Choices, data: Tensor | None = None) -> Experiment:
     """The experiment of these choices; without its data it can sample, and neither train nor evaluate."""
     recipe = RECIPES[choices.kind][choices.network]
-    n_train = choices.n - choices.n // HELD_OUT
+    n_train = choices.n - choices.n // HELD_OUT_EVERY
     n_steps = min(recipe.n_steps, math.ceil(MOST_PASSES * n_train / choices.batch))
     config = TrainConfig(
         partial(recipe.build, choices), choices.batch, n_steps, choices.learning_rate, recipe.precision
