@@ -19,6 +19,7 @@ from dpm import posterior, reverse, training
 from dpm.bound import simple_loss
 from dpm.cli.output import print_result
 from dpm.cli.parser import build_parser
+from dpm.cli.sample import to_data
 from dpm.cli.train import check_counts
 from dpm.data.sets import load_digits
 from dpm.data.synthetic import heartbeat_sequences
@@ -230,6 +231,17 @@ def test_a_run_is_not_resumed_to_an_earlier_step(dpm, few_held_out, tmp_path):
     status, out, err = dpm(*words, "--steps", 2, "--resume")
     assert (status, out) == (2, "") and "is at step 4 already" in err
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_a_run_that_was_stopped_after_its_last_step_is_resumed_to_its_report(dpm, tmp_path, monkeypatch):
+    """And its progress goes on from that step."""
+    for work in ("evaluate_experiment", "throughput"):
+        monkeypatch.setattr(f"dpm.cli.train.{work}", lambda *_: {})
+    words = ["train", "swiss_roll", "--steps", 2, "--device", "cpu", "--out", tmp_path]
+    assert dpm(*words)[0] == 0
+    (tmp_path / "results.json").unlink()
+    status, _, err = dpm(*words, "--resume")
+    assert status == 0 and (tmp_path / "results.json").exists() and "2/2" in err and "0/2" not in err
 
 
 def test_torchrun_hands_on_every_option_of_training(dpm):
@@ -631,6 +643,11 @@ def test_the_hole_of_an_oblong_picture_is_in_its_middle_too(dpm, digits, tmp_pat
     assert torch.equal(read_tensors(tmp_path / "r.safetensors")[0]["seen"][0, 0] != 0, missing)
     status, _, err = dpm("inpaint", *digits, "--hole", 8)
     assert status == 2 and "--hole 8 does not fit in 8×12; give 1 to 7" in err
+
+
+def test_levels_that_a_byte_does_not_hold_are_cut():
+    x = torch.tensor([-1e3, 1e3]).view(2, 1, 1, 1).expand(2, 1, 8, 8)
+    assert to_data(EXPERIMENTS["digits"], x).flatten(1).tolist() == [[0] * 64, [255] * 64]
 
 
 def test_whole_pictures_are_restored_where_there_are_some(dpm, digits, monkeypatch):

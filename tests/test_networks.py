@@ -439,6 +439,11 @@ def test_gaussian_denoiser_gives_its_network_fourier_features_of_x():
     assert len(columns) == 1 + 2 + 2 * 6
 
 
+def test_an_mlp_of_points_has_two_outputs_a_coordinate_or_as_many_as_asked_for():
+    for asked, found in ((None, 4), (5, 5)):
+        assert FourierMLP(2, 8, 2, 3, asked)(draws(3, 2), torch.tensor(0.0)).shape == (3, found)
+
+
 @pytest.mark.parametrize("batch", [1, 6])
 def test_trained_denoisers_depend_on_every_entry_and_on_t(batch):
     gaussian = scramble(point_model())
