@@ -19,7 +19,7 @@ from dpm import posterior, reverse, training
 from dpm.bound import simple_loss
 from dpm.cli.output import print_result
 from dpm.cli.parser import build_parser
-from dpm.cli.sample import to_data
+from dpm.cli.sample import draw_samples, to_data
 from dpm.cli.train import check_counts
 from dpm.data.sets import load_digits
 from dpm.data.synthetic import heartbeat_sequences
@@ -645,6 +645,13 @@ def test_the_hole_of_an_oblong_picture_is_in_its_middle_too(dpm, digits, tmp_pat
     assert status == 2 and "--hole 8 does not fit in 8×12; give 1 to 7" in err
 
 
+def test_pictures_are_drawn_in_single_precision_and_all_else_in_double(monkeypatch):
+    monkeypatch.setattr(reverse, "sample", lambda p, q, like, generator: like)
+    for name, dtype in (("digits", torch.float32), ("swiss_roll", torch.float64), ("heartbeat", torch.float64)):
+        model = build_model(EXPERIMENTS[name].settings["best"])
+        assert draw_samples(EXPERIMENTS[name], model, model.forward_process(), 2, None).dtype == dtype
+
+
 def test_levels_that_a_byte_does_not_hold_are_cut():
     x = torch.tensor([-1e3, 1e3]).view(2, 1, 1, 1).expand(2, 1, 8, 8)
     assert to_data(EXPERIMENTS["digits"], x).flatten(1).tolist() == [[0] * 64, [255] * 64]
@@ -850,5 +857,7 @@ def test_points_and_bits_take_one_thread_unless_the_user_asks(dpm, monkeypatch, 
 def test_samples_that_are_not_finite_are_not_written(dpm, monkeypatch, tmp_path, name):
     monkeypatch.setattr(reverse, "sample", lambda p, q, like, generator: torch.full_like(like, torch.nan))
     status, out, err = dpm("sample", "swiss_roll", "-n", 5, "--out", tmp_path / name)
-    assert status == 2 and out == "" and "x holds values that are not finite" in err
+    assert status == 2 and out == "" and "samples of swiss_roll --setting paper: x holds values that are not" in err
+    weights = weights_path("swiss_roll", "paper")
+    assert f"{weights}: x holds" in dpm("sample", "swiss_roll", "--checkpoint", weights, "-n", 5)[2]
     assert not list(tmp_path.iterdir())
