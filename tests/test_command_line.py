@@ -19,6 +19,8 @@ from dpm import posterior, reverse, training
 from dpm.bound import simple_loss
 from dpm.cli.output import print_result
 from dpm.cli.parser import build_parser
+from dpm.cli.sample import draw_samples, to_data
+from dpm.cli.train import check_counts
 from dpm.data.sets import load_digits
 from dpm.data.synthetic import heartbeat_sequences
 from dpm.errors import UserError
@@ -229,6 +231,17 @@ def test_a_run_is_not_resumed_to_an_earlier_step(dpm, few_held_out, tmp_path):
     status, out, err = dpm(*words, "--steps", 2, "--resume")
     assert (status, out) == (2, "") and "is at step 4 already" in err
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_a_run_that_was_stopped_after_its_last_step_is_resumed_to_its_report(dpm, tmp_path, monkeypatch):
+    """And its progress goes on from that step."""
+    for work in ("evaluate_experiment", "throughput"):
+        monkeypatch.setattr(f"dpm.cli.train.{work}", lambda *_: {})
+    words = ["train", "swiss_roll", "--steps", 2, "--device", "cpu", "--out", tmp_path]
+    assert dpm(*words)[0] == 0
+    (tmp_path / "results.json").unlink()
+    status, _, err = dpm(*words, "--resume")
+    assert status == 0 and (tmp_path / "results.json").exists() and "2/2" in err and "0/2" not in err
 
 
 def test_torchrun_hands_on_every_option_of_training(dpm):
@@ -483,6 +496,7 @@ MISTAKES = {
         "--T 0",
     ),
     "no noise": (lambda tmp: ["denoise", "digits", "--variance", "-1"], "above 0"),
+    "noise of no variance": (lambda tmp: ["denoise", "digits", "--variance", "0"], "above 0"),
     "endless noise": (lambda tmp: ["denoise", "digits", "--variance", "inf"], "at most a million"),
     "no grey pictures": (lambda tmp: ["baselines", "cifar10"], "no grey pictures"),
     "samples of leaves": (lambda tmp: ["baselines", "dead_leaves", "-n", 5], "leave out -n and --T"),
@@ -516,6 +530,38 @@ def test_defaults_of_the_command_line():
     assert words("sample", "x")["n"] == words("denoise", "x")["n"] == 16 and words("baselines", "x")["n"] == 10_000
     assert words("denoise", "x")["r"] == "constant" and words("denoise", "x")["variance"] == 1
     assert words("inpaint", "x")["hole"] == 4 and words("sample", "x")["seed"] == 0
+    score = words("score", "x", "--data", "y")
+    assert (score["n"], score["levels"], score["clip"], score["final_step"]) == (100, 256, False, "discretized")
+
+
+@pytest.mark.parametrize(
+    ("words", "low", "high"),
+    [
+        (["evaluate", "x", "--seed"], 0, 2**32 - 1),
+        (["train", "x", "--sample-every"], 1, 10**9),
+        (["train", "--data", "x", "--size"], 4, 1024),
+        (["train", "--data", "x", "--T"], 2, 100_000),
+        (["train", "--data", "x", "--batch"], 1, 10**6),
+    ],
+)
+def test_a_whole_number_may_be_either_end_of_its_range_and_none_beyond(words, low, high):
+    name = words[-1].strip("-").replace("-", "_")
+    for number in (low, high):
+        assert vars(build_parser().parse_args([*words, str(number)]))[name] == number
+    for number in (low - 1, high + 1):
+        with pytest.raises(UserError, match=f"no whole number from {low} to {high}"):
+            build_parser().parse_args([*words, str(number)])
+
+
+def test_one_step_with_one_sample_at_once_is_enough():
+    check_counts(1, 1)
+    check_counts(1, None)
+
+
+def test_up_to_a_million_samples_are_drawn(dpm, monkeypatch):
+    monkeypatch.setattr("dpm.cli.sample.choose_trained", lambda _: (_ for _ in ()).throw(UserError("chosen")))
+    for n, said in ((0, "-n 0"), (1, "chosen"), (10**6, "chosen"), (10**6 + 1, "-n 1000001")):
+        assert said in dpm("sample", "heartbeat", "-n", n)[2]
 
 
 def test_the_help_of_training_states_its_defaults(dpm):
@@ -585,6 +631,30 @@ def test_the_hole_is_a_square_of_noise_in_the_middle(dpm, digits, tmp_path):
     missing[2:6, 2:6] = True
     assert torch.equal((x["seen"] != x["x0"]).all(0)[0], missing) and 0.5 < float(x["seen"][..., missing].std()) < 1.5
     assert dpm("inpaint", *digits, "--hole", 8)[0] == 2  # as large as the picture
+
+
+def test_the_hole_of_an_oblong_picture_is_in_its_middle_too(dpm, digits, tmp_path, monkeypatch):
+    """Of 8×12 pixels: rows 2 to 5, columns 4 to 7; a hole of 8 has no rest above it, though there is one beside."""
+    whole = replace(EXPERIMENTS["digits"], whole_images=lambda generator: torch.zeros(1, 1, 8, 12))
+    monkeypatch.setitem(EXPERIMENTS, "digits", whole)
+    assert dpm("inpaint", *digits, "--out", tmp_path / "r.safetensors")[0] == 0
+    missing = torch.zeros(8, 12).bool()
+    missing[2:6, 4:8] = True
+    assert torch.equal(read_tensors(tmp_path / "r.safetensors")[0]["seen"][0, 0] != 0, missing)
+    status, _, err = dpm("inpaint", *digits, "--hole", 8)
+    assert status == 2 and "--hole 8 does not fit in 8×12; give 1 to 7" in err
+
+
+def test_pictures_are_drawn_in_single_precision_and_all_else_in_double(monkeypatch):
+    monkeypatch.setattr(reverse, "sample", lambda p, q, like, generator: like)
+    for name, dtype in (("digits", torch.float32), ("swiss_roll", torch.float64), ("heartbeat", torch.float64)):
+        model = build_model(EXPERIMENTS[name].settings["best"])
+        assert draw_samples(EXPERIMENTS[name], model, model.forward_process(), 2, None).dtype == dtype
+
+
+def test_levels_that_a_byte_does_not_hold_are_cut():
+    x = torch.tensor([-1e3, 1e3]).view(2, 1, 1, 1).expand(2, 1, 8, 8)
+    assert to_data(EXPERIMENTS["digits"], x).flatten(1).tolist() == [[0] * 64, [255] * 64]
 
 
 def test_whole_pictures_are_restored_where_there_are_some(dpm, digits, monkeypatch):
@@ -787,5 +857,7 @@ def test_points_and_bits_take_one_thread_unless_the_user_asks(dpm, monkeypatch, 
 def test_samples_that_are_not_finite_are_not_written(dpm, monkeypatch, tmp_path, name):
     monkeypatch.setattr(reverse, "sample", lambda p, q, like, generator: torch.full_like(like, torch.nan))
     status, out, err = dpm("sample", "swiss_roll", "-n", 5, "--out", tmp_path / name)
-    assert status == 2 and out == "" and "x holds values that are not finite" in err
+    assert status == 2 and out == "" and "samples of swiss_roll --setting paper: x holds values that are not" in err
+    weights = weights_path("swiss_roll", "paper")
+    assert f"{weights}: x holds" in dpm("sample", "swiss_roll", "--checkpoint", weights, "-n", 5)[2]
     assert not list(tmp_path.iterdir())

@@ -63,6 +63,12 @@ def test_a_place_that_takes_no_file_is_one_clear_line(tmp_path, monkeypatch, att
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_a_file_in_the_place_of_a_folder_is_named_as_what_it_is(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="a file is where a folder should be"):
+        write_file(tmp_path / "file" / "x.json", b"new")
+
+
 def test_a_place_that_takes_a_file_is_left_as_it_was(tmp_path):
     check_writable(tmp_path / "deep" / "x.json")
     assert os.listdir(tmp_path) == []

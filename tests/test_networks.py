@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -212,6 +213,13 @@ def test_rbf_network_starts_at_zero_and_reads_its_activations_out(batch):
     assert float(network(100 * x, t).detach().abs().max()) < 10  # no activation, and normalised: bounded
 
 
+def test_rbf_centres_start_like_standard_data_and_of_width_1():
+    network = RBFNetwork(2, inputs=2, n_units=5_000, outputs=1)
+    assert torch.equal(network.log_width, torch.zeros(5_000))
+    assert close(network.centres.mean(0).detach(), torch.zeros(2), 0.06)
+    assert close(network.centres.std(0).detach(), torch.ones(2), 0.06)
+
+
 def test_mlp_of_the_heartbeat_is_three_layers_of_50_sigmoid_units_shared_over_t():
     """D.1.2, written out from the weights."""
     q = BernoulliForward(linear_alpha_bar(7), 0.2)
@@ -237,6 +245,15 @@ def test_mlp_starts_at_the_reversal_that_keeps_pi(T, bits, layers, prior_prob):
     for t in {2, 3, T // 2 + 1, T - 1, T}:
         steps = torch.full((len(states),), t)
         assert close(p(q, states, steps).logits.detach(), q.transition(states, steps).logits, atol=5e-6)
+
+
+def test_weights_of_one_t_of_the_mlp_learn_fifty_times_more_slowly_than_shared_ones():
+    """The slope of a logit in its bias at t is 1/50, and in the shared ones Σ_j g_j(t) = 1."""
+    network = SigmoidMLP(BernoulliForward(linear_alpha_bar(7), 0.2), 4, width=6, n_layers=2, n_shared=3)
+    network(torch.ones(1, 4), torch.tensor([5]))[0, 2].backward()
+    alone, shared = network.readout.per_timestep.grad, network.readout.shared.grad.view(3, 7, 4)
+    assert float(alone[5, -1, 2]) == pytest.approx(1 / 50)
+    assert float(shared[:, -1, 2].sum()) == pytest.approx(1)
 
 
 def test_a_network_can_be_built_under_another_default_type():
@@ -420,6 +437,11 @@ def test_gaussian_denoiser_gives_its_network_fourier_features_of_x():
     for feature in torch.cat([xt.float(), *features], 1).T:
         assert any(close(feature, column) for column in columns)
     assert len(columns) == 1 + 2 + 2 * 6
+
+
+def test_an_mlp_of_points_has_two_outputs_a_coordinate_or_as_many_as_asked_for():
+    for asked, found in ((None, 4), (5, 5)):
+        assert FourierMLP(2, 8, 2, 3, asked)(draws(3, 2), torch.tensor(0.0)).shape == (3, found)
 
 
 @pytest.mark.parametrize("batch", [1, 6])
@@ -623,8 +645,9 @@ def test_basis_functions_fill_no_weights_file_of_an_image_network():
 def test_a_wide_dense_pathway_starts_by_passing_the_picture_on(channels):
     """The first outputs are tanh of tanh of tanh of a quarter of the picture, pixel by pixel; the others are not."""
     x = draws(5, channels, 4, 4)
-    out = DensePathway(channels, 4, width=50, n_layers=2, outputs=channels + 2)(x)
-    assert close(out[:, :channels], (x / 4).tanh().tanh().tanh(), 1e-6)
+    for width in (16 * channels, 50):  # as wide as the picture is wide enough
+        out = DensePathway(channels, 4, width, n_layers=2, outputs=channels + 2)(x)
+        assert close(out[:, :channels], (x / 4).tanh().tanh().tanh(), 1e-6)
     assert (out[:, channels:].std(0) > 0.1).all()
     narrow = DensePathway(channels, 4, width=16 * channels - 1, n_layers=2, outputs=channels)(x)
     assert not close(narrow, (x / 4).tanh().tanh().tanh(), 0.1)
@@ -754,6 +777,12 @@ def test_experts_answer_each_for_its_own_noise_levels():
         assert torch.equal(torch.stack(experts.predict_x0(q, xt, one)), torch.stack(p.predict_x0(q, xt, one)))
 
 
+def test_at_the_threshold_itself_the_expert_of_little_noise_answers():
+    x, experts = draws(2, 3), NoiseLevelExperts(lambda x, _: x + 1, lambda x, _: x, threshold=0.5)
+    for log_snr in (torch.tensor(0.0), torch.zeros(2, 1)):
+        assert torch.equal(experts(x, log_snr), x) and torch.equal(experts(x, log_snr - 1e-6), x + 1)
+
+
 def test_denoisers_answer_where_nothing_is_left_of_the_signal():
     """β_T = 1: the logarithm of the signal is −∞ there."""
     q, x = GaussianForward(linear_alpha_bar(10)), draws(3, 2)
@@ -817,6 +846,24 @@ def test_a_residual_block_starts_as_the_identity_and_is_conditioned_by_film():
     assert close(block(h, level), h + conv2d(between * between.sigmoid(), *second, padding=1), 1e-4)
 
 
+def test_a_multi_scale_block_starts_as_the_identity_and_is_conditioned_by_film():
+    h, level, block = draws(2, 4, 8, 8), draws(2, EMBEDDING_SIZE), MultiScaleBlock(4, n_scales=3)
+    assert torch.equal(block(h, level), h)
+    assert [layer.kernel_size for layer in block.multi_scale.convolutions] == [(3, 3)] * 3
+    scramble(block)
+    scale, shift = (part[:, :, None, None] for part in block.film_layer(level).split(4, dim=1))
+    between = block.multi_scale(h) * (1 + scale) + shift
+    mixed = conv2d(between * between.sigmoid(), block.conv_out.weight, block.conv_out.bias)
+    assert close(block(h, level), h + mixed, 1e-4)
+
+
+def test_a_u_net_has_at_each_size_as_many_blocks_of_its_width_as_asked_for():
+    """Two 3×3 convolutions a block, on the way down and on the way up, and once at the smallest size."""
+    layers = [layer for layer in u_net((4, 5, 6), (2, 1, 3)).modules() if isinstance(layer, nn.Conv2d)]
+    found = Counter(layer.in_channels for layer in layers if layer.kernel_size == (3, 3))
+    assert found == {4: 2 * 2 * 2, 5: 2 * 2 * 1, 6: 2 * 3}
+
+
 def test_a_u_net_level_adds_what_it_makes_of_the_means_of_four_pixels():
     h, level = draws(2, 3, 4, 6), UNetLevel(3, 5, ConditionalSequential())
     means = h.view(2, 3, 2, 2, 3, 2).mean((3, 5))
@@ -878,7 +925,9 @@ def test_the_last_layer_of_the_image_denoiser_is_given_silu():
 
 
 def test_other_units_of_a_copying_layer_start_four_times_as_large():
+    """And without a bias."""
     layer = copying_layer(50, 400, n_copies=20)
+    assert not layer.bias[20:].any()
     assert float(layer.weight[20:].detach().std()) == pytest.approx(4 * math.sqrt(2 / 450), rel=0.05)
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from PIL import Image
 
 from dpm import figures, training
 from dpm.cli.curve import shipped_optimum
+from dpm.cli.train import draw_progress
 from dpm.errors import UserError
 from dpm.experiments.registry import EXPERIMENTS, build_model
 from dpm.experiments.shipped import load_result
@@ -34,10 +36,19 @@ def test_a_log_is_read_back_cut_and_gone_on_with(tmp_path):
     assert read_log(path) == []
 
 
+def test_a_log_that_is_gone_or_not_wanted_is_begun_anew(tmp_path):
+    """A resumed run whose log was taken away goes on, and a new run reads nothing of an old log."""
+    cut_log(tmp_path / "log.jsonl", 50)
+    assert read_log(tmp_path / "log.jsonl") == []
+    (tmp_path / "log.jsonl").write_text("{]\n")
+    cut_log(tmp_path / "log.jsonl", 0)
+    assert read_log(tmp_path / "log.jsonl") == []
+
+
 def test_what_is_no_log_is_refused(tmp_path):
     with pytest.raises(UserError, match="no log at"):
         read_log(tmp_path / "log.jsonl")
-    for broken in ("{]\n", "5\n", "{}\n"):
+    for broken in ("{]\n", "5\n", "{}\n", "[" * 5_000 + "\n"):
         (tmp_path / "log.jsonl").write_text(broken)
         with pytest.raises(UserError, match="is no log of"):
             read_log(tmp_path / "log.jsonl")
@@ -83,6 +94,16 @@ def test_a_run_writes_its_choices_its_log_and_its_pictures(dpm, tmp_path, monkey
     assert Image.open(tmp_path / "samples-000100.png").size[0] > 100
     assert (config["steps"], config["batch"], config["learning_rate"], config["T"]) == (4000, 128, peak, 1000)
     assert config["provenance"]["command"].endswith("--sample-every 75") and config["unit"] == "bits/pixel"
+
+
+def test_the_rate_of_a_record_is_of_the_steps_since_the_last_record(dpm, tmp_path, monkeypatch):
+    """By a clock that shows 2 s for 50 steps, 1 s of a picture, and 4 s for the next 100."""
+    clock = iter([10.0, 12.0, 13.0, 17.0, 18.0])
+    monkeypatch.setattr("dpm.cli.train.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("dpm.cli.train.train", interrupted([Record(50, 3.0), Record(150, 2.0)]))
+    dpm("train", "digits", "--setting", "best", "--device", "cpu", "--out", tmp_path)
+    rates = [line["samples_per_second"] for line in read_log(tmp_path / "log.jsonl")]
+    assert rates == [50 * 128 / 2, 100 * 128 / 4]
 
 
 def test_a_resumed_run_leaves_one_log_without_a_seam(dpm, tmp_path, monkeypatch):
@@ -152,6 +173,16 @@ def test_curve_draws_runs_beside_K_star(dpm, run_of, tmp_path, monkeypatch):
     assert json.loads(dpm("curve", run, "--json")[1])["runs"][0]["K_optimum_bits"] is None
 
 
+def test_the_table_of_a_run_has_its_last_record(dpm, run_of):
+    """And of a run that has none yet, K* alone."""
+    run, best = run_of("heartbeat"), f"{load_result('heartbeat', 'best')['K_optimum_bits']:.4f}"
+    ends = {"K_final_bits": "None", "K_optimum_bits": best}
+    for wanted in ({"step": "100", "K_bits": f"{-2 / math.log(2):.4f}"} | ends, ends):
+        lines = dpm("curve", run)[1].splitlines()
+        assert dict(line.removeprefix(f"{run} ").split() for line in lines) == wanted
+        (run / "log.jsonl").write_text("")
+
+
 def test_a_picture_of_curves_shows_every_run_what_it_reached_and_K_star():
     runs = [
         {"folder": "a", "step": [50, 100], "K_bits": [-3.0, -2.0], "K_final_bits": -2.5, "K_optimum_bits": -1.0},
@@ -190,6 +221,7 @@ def test_a_curve_whose_setting_has_no_shipped_result_has_no_K_star():
     assert shipped_optimum({"experiment": "bark", "setting": "paper", "T": 1000}) is None
     record = load_result("heartbeat", "best")
     assert shipped_optimum({"experiment": "heartbeat", "setting": "best", "T": 2000}) == record["K_optimum_bits"]
+    assert shipped_optimum({"experiment": "heartbeat", "setting": "best", "T": 1000}) is None
 
 
 def test_a_damaged_choice_of_a_run_is_one_line(dpm, run_of):
@@ -213,3 +245,16 @@ def test_samples_in_the_folder_are_those_of_the_averaged_weights(dpm, tmp_path, 
     assert [line["K_bits"] for line in a] == [line["K_bits"] for line in b]
     drawn = [(tmp_path / "a" / f"samples-00000{step}.png").read_bytes() for step in (1, 2)]
     assert len(drawn[0]) == 2_000 * 2 * 8 and drawn[0] != drawn[1]
+
+
+def test_a_picture_of_progress_is_drawn_by_the_averaged_model(tmp_path, monkeypatch):
+    state = TrainState(build_model(EXPERIMENTS["heartbeat"].settings["best"]), torch.device("cpu"), 0, {})
+    drawn = []
+
+    def draw(experiment, model, q, n, generator):
+        drawn.append((model, generator.initial_seed()))
+        return torch.zeros(n, 20)
+
+    monkeypatch.setattr("dpm.cli.train.draw_samples", draw)
+    draw_progress(tmp_path / "x.png", EXPERIMENTS["heartbeat"], state, 3)
+    assert drawn == [(state.ema.module, 3)] and state.ema.module is not state.model
