@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Generator
 
 from dpm import baselines, evaluation
-from dpm.bound import evaluate, step_kl, trajectory_K
+from dpm.bound import evaluate, evaluate_subsampled, step_kl, trajectory_K
 from dpm.data.images import ImageDataset, extract_patches, standardize
 from dpm.data.sets import load_digits
 from dpm.data.synthetic import ROLL_NOISE, heartbeat, heartbeat_sequences, swiss_roll
@@ -86,6 +86,19 @@ def test_evaluate_experiment_is_the_row_of_table_1(tiny):
     assert row["K_bits"] == pytest.approx(paths, abs=5 * math.hypot(stderr, row["K_stderr_bits"]))
     assert row["K_bits"] == pytest.approx(row["K_held_out_bits"], abs=5 * row["K_held_out_stderr_bits"])
     assert evaluate_experiment(experiment, model, seed=4) == row
+
+
+def test_L_null_of_a_masking_model_is_of_the_prior_of_table_1(tiny):
+    """That of even bits, 1 bit each; under its own prior, all masks, no data have a probability."""
+    points = heartbeat_sequences(4, 2)
+    experiment = replace(
+        tiny[0],
+        ideal=IdealReverse(points),
+        forward_process=lambda T: BernoulliForward(linear_alpha_bar(T), 0.5),
+        held_out_data=lambda generator: points.repeat(10, 1),
+    )
+    model = DiffusionModel(FixedSchedule(linear_alpha_bar(3)), AbsorbingForward, experiment.ideal)
+    assert evaluate_experiment(experiment, model)["L_null_bits"] == pytest.approx(-4)
 
 
 @pytest.mark.parametrize("kernel", [partial(BernoulliForward, prior_prob=0.5), AbsorbingForward])
@@ -201,6 +214,25 @@ def test_evaluation_of_pictures_in_batches_is_the_same_in_the_mean(small, monkey
     row = evaluate_experiment(experiment, model, seed=1)
     assert row["held_out"] == 12 and row["L_null_bits"] == pytest.approx(whole["L_null_bits"], abs=1e-12)
     assert row["K_bits"] == pytest.approx(whole["K_bits"], abs=5 * whole["K_stderr_bits"])
+
+
+def test_pictures_are_evaluated_in_whole_strata_and_at_two_timesteps_at_least(small, monkeypatch):
+    """However many pictures there are, and however large one of them is."""
+    experiment, model = small
+    calls = []
+
+    def estimator(p, q, x, generator, n_timesteps, profile):
+        calls.append((len(x), n_timesteps))
+        return evaluate_subsampled(p, q, x, generator, n_timesteps, profile)
+
+    monkeypatch.setattr(evaluation, "evaluate_subsampled", estimator)
+    monkeypatch.setattr(evaluation, "N_EVALUATIONS", 20)
+    monkeypatch.setattr(evaluation, "pilot_profile", lambda *words: None)
+    monkeypatch.setattr(evaluation, "MAX_PIXELS", 11 * 64)
+    x0 = experiment.draw(25, Generator().manual_seed(0))
+    assert len(evaluate_twice(model, x0, Generator().manual_seed(0)).K) == 50
+    assert calls == [(20, 2), (5, 2)] * 2
+    assert evaluation.image_batch_size(torch.empty(1, 3, 40, 40)) == 1
 
 
 @pytest.mark.slow
