@@ -321,6 +321,17 @@ def test_histograms_are_densities():
     assert float((np.diff(np.unique(outline[:, 0])) * outline[1::2, 1][:60]).sum()) == pytest.approx(1, abs=1e-6)
 
 
+def test_histograms_hold_every_sample_whole():
+    """Bins reach over all of them: the density of the wider sample has the area 1 as well."""
+    narrow = torch.linspace(0, 1, 500)
+    (axes,) = figures.plot_histograms({"a": narrow, "b": 4 * narrow - 1}, "x", 0.7).axes
+    for patch in axes.patches:
+        outline = patch.get_xy()
+        edges = np.unique(outline[:, 0])
+        assert (edges[0], edges[-1]) == (-1, 3)
+        assert float((np.diff(edges) * outline[1::2, 1][:60]).sum()) == pytest.approx(1, abs=1e-6)
+
+
 def test_the_first_row_of_lost_bits_is_above():
     row = {"edge": 0.2, "kernel_and_schedule": 0.1, "training": 0.4}
     assert figures.plot_lost_bits({"one": row, "two": row}, "bits").axes[0].yaxis_inverted()

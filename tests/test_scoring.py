@@ -18,7 +18,7 @@ from dpm.adapters import (
     moment_matched,
 )
 from dpm.bound import evaluate, prior_kl
-from dpm.distributions import Categorical
+from dpm.distributions import Categorical, Normal
 from dpm.errors import UserError
 from dpm.forward import GaussianForward
 from dpm.ideal import IdealMixtureReverse, IdealReverse, ideal_K
@@ -146,6 +146,15 @@ def test_a_finite_set_scores_as_its_ideal_model():
         assert abs(bits + K) < 3 * math.hypot(stderr, K_stderr)
         assert 2 < -K < bits + 4 * stderr
     assert bits < 2.15
+
+
+@pytest.mark.parametrize("levels", [Levels(4, 0, 3), Levels(5, -0.5, 0.5)])
+def test_probabilities_of_the_levels_add_up_to_one_whatever_their_range(levels):
+    step, q = FINAL_STEPS["discretized"](levels), GaussianForward(log_snr_linear(5, 1e-4, 0.5))
+    x1 = torch.tensor([-2.0, 0.2, 4.0], dtype=torch.float64)[:, None]
+    law = step(WithFinalStep(lambda q, xt, t: Normal(xt, torch.full_like(xt, 0.3)), step), q, x1)
+    total = sum(law.log_prob(levels.to_x(torch.full_like(x1, k))).exp() for k in range(levels.n))
+    assert torch.allclose(total, torch.ones_like(total))
 
 
 # The mistakes of other tools: each makes of the same model another number, and ours is not that
