@@ -205,7 +205,10 @@ def test_images_are_shown_each_at_its_own_size_and_scale():
     assert [axes.get_title() for axes in figure.axes] == ["large", "small"]
     for axes, image in zip(figure.axes, (large / 15, (small - 1) / 4), strict=True):
         shown = torch.as_tensor(axes.images[0].get_array().data)
-        assert torch.allclose(shown, image[0])
+        assert torch.allclose(shown, image[0]) and not axes.axison
+    four = figures.plot_images({str(k): large for k in range(4)})
+    assert [axes.get_subplotspec().rowspan.start for axes in four.axes] == [0, 0, 0, 1, 1, 1]
+    assert [bool(axes.images) for axes in four.axes] == [True] * 4 + [False] * 2
 
 
 def lines_below(figure):
@@ -297,8 +300,10 @@ def test_a_one_is_dark_and_a_zero_light():
 
 
 def test_of_many_samples_of_bits_a_hundred_are_shown():
-    (axes,) = figures.plot_bit_samples(torch.zeros(150, 3)).axes
-    assert axes.images[0].get_array().shape == (100, 3) and axes.get_title().startswith("100 samples")
+    """The first, in their order."""
+    x = (torch.arange(150)[:, None] < torch.tensor([10, 100, 120])).double()
+    (axes,) = figures.plot_bit_samples(x).axes
+    assert np.array_equal(axes.images[0].get_array(), x[:100]) and axes.get_title().startswith("100 samples")
 
 
 def test_values_stand_at_the_ends_of_paired_bars_with_two_digits():
