@@ -108,8 +108,18 @@ def test_a_photograph_is_turned_as_its_camera_was(tmp_path):
     assert float(found[:6].mean()) < 20 and float(found[10:].mean()) > 235
 
 
+def test_a_jpeg_has_no_bit_depth_where_a_png_has_it(tmp_path):
+    """A comment that fills the place with 16."""
+    jpeg = encoded(Image.fromarray(grey()[0]), "JPEG")
+    (tmp_path / "x.jpg").write_bytes(jpeg[:2] + b"\xff\xfe\x00\x22" + bytes([16] * 32) + jpeg[2:])
+    (tmp_path / "y.jpg").write_bytes(jpeg)
+    commented, plain = read_images(tmp_path)
+    assert torch.equal(commented, plain)
+
+
 def test_points_and_bits_are_told_by_their_type(tmp_path):
     points, bits = RANDOM.standard_normal((12, 3)), RANDOM.random((12, 4)) < 0.5
+    points[5, 1] = 2  # one whole number among others is no reason to refuse them
     for dtype in (np.float16, np.float32, np.float64, ">f8"):
         kind, found = read_data(save(tmp_path / "p.npy", points.astype(dtype)))
         assert kind == "points" and found.dtype == torch.float64 and found.tolist() == points.astype(dtype).tolist()
