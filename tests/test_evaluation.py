@@ -344,6 +344,26 @@ def test_parzen_takes_the_first_thousand(monkeypatch):
     assert seen == [5, 1000, 1200]
 
 
+def test_what_lies_above_t_is_of_held_out_digits_and_what_is_redrawn_of_training_ones(small, monkeypatch):
+    levels = torch.randint(0, 256, (16, 1, 2, 2), generator=Generator().manual_seed(0), dtype=torch.uint8)
+    images, seen = standardize(levels, levels[:5].flip(0)), {"above": [], "redrawn": []}
+
+    def above(p, q, x0, t, generator):
+        seen["above"].append(images.to_levels(x0))
+        return torch.zeros(len(x0))
+
+    def redrawn(p, q, x0, t, generator):
+        seen["redrawn"].append(images.to_levels(x0))
+        return x0
+
+    for name, stub in (("kl_above", above), ("noise_and_denoise", redrawn), ("sample", lambda p, q, x, generator: x)):
+        monkeypatch.setattr(evaluation, name, stub)
+    q = GaussianForward(log_snr_linear(10, 1e-2, 0.9))
+    parzen_table(images, levels[:4], small[1], q, 16, Generator().manual_seed(0))
+    assert len(seen["above"]) == 4 and all(torch.equal(x, images.test.long()) for x in seen["above"])
+    assert [len(x) for x in seen["redrawn"]] == [2] * 4
+
+
 def test_too_few_digits_are_refused():
     for n in (7, 1101):
         with pytest.raises(UserError, match="-n"):

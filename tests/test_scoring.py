@@ -201,7 +201,7 @@ def test_too_little_dequantisation_noise_goes_below_the_entropy(numbers, width, 
 
 @pytest.mark.parametrize("final_step", ["dequantized", "edge"])
 def test_a_model_of_half_the_noise_gains_nothing_by_it(numbers, final_step):
-    """For densities noise of a whole level is added, which it takes for impossible: without, it is below the entropy."""
+    """For densities noise of a whole level is added, which it finds impossible; without, it is below the entropy."""
     q, p = ideal_levels(0.5)
     assert score_pictures(p, q, numbers[::40], Levels(4), Generator().manual_seed(0), final_step).total.mean() > 2 * H
 
