@@ -88,7 +88,7 @@ def test_evaluate_experiment_is_the_row_of_table_1(tiny):
     assert evaluate_experiment(experiment, model, seed=4) == row
 
 
-def test_L_null_of_a_masking_model_is_of_the_prior_of_table_1(tiny):
+def test_L_null_of_a_masking_model_is_of_the_prior_of_the_experiment(tiny):
     """That of even bits, 1 bit each; under its own prior, all masks, no data have a probability."""
     points = heartbeat_sequences(4, 2)
     experiment = replace(
