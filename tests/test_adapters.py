@@ -24,7 +24,7 @@ from dpm.adapters import (
 from dpm.data.sets import load_digits
 from dpm.errors import UserError
 from dpm.ideal import IdealReverse
-from dpm.reverse import sample
+from dpm.reverse import learned_final_step, reverse_step, sample
 from dpm.scoring import Levels, score_pictures
 
 VARIANCES = {
@@ -178,6 +178,14 @@ def test_samples_of_an_adapter_are_its_pictures(images):
     x = sample(p, forward_process(BETA), torch.zeros(20, 1, 8, 8, dtype=torch.float64), Generator().manual_seed(0))
     nearest = torch.cdist(x.flatten(1), points.flatten(1)).min(1).values / 8
     assert nearest.max() < 0.1 < torch.cdist(points.flatten(1), points.flatten(1)).fill_diagonal_(9).min() / 8
+
+
+def test_the_final_step_is_the_one_that_is_given_and_without_one_that_of_the_edge():
+    x1, q = torch.linspace(-1, 1, 8, dtype=torch.float64).view(2, 1, 2, 2), forward_process(BETA)
+    own, edge = (PretrainedReverse(lambda x, i: x / 2, "eps", final_step=step) for step in (learned_final_step, None))
+    assert torch.equal(reverse_step(own, q, x1, 1).mean, own(q, x1, 1).mean)
+    assert torch.equal(reverse_step(edge, q, x1, 1).mean, q.final_step(edge, x1).mean)
+    assert not torch.allclose(own(q, x1, 1).mean, q.final_step(edge, x1).mean)
 
 
 def test_mistakes_are_told_in_a_line(images):

@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Generator
 
 from dpm import baselines, evaluation
-from dpm.bound import evaluate, step_kl, trajectory_K
+from dpm.bound import PaperBound, evaluate, step_kl, trajectory_K
 from dpm.data.images import ImageDataset, extract_patches, standardize
 from dpm.data.sets import load_digits
 from dpm.data.synthetic import ROLL_NOISE, heartbeat, heartbeat_sequences, swiss_roll
@@ -86,6 +86,19 @@ def test_evaluate_experiment_is_the_row_of_table_1(tiny):
     assert row["K_bits"] == pytest.approx(paths, abs=5 * math.hypot(stderr, row["K_stderr_bits"]))
     assert row["K_bits"] == pytest.approx(row["K_held_out_bits"], abs=5 * row["K_held_out_stderr_bits"])
     assert evaluate_experiment(experiment, model, seed=4) == row
+
+
+def test_L_null_of_a_masking_model_is_of_the_prior_of_the_experiment(tiny):
+    """That of even bits, 1 bit each; under its own prior, all masks, no data have a probability."""
+    points = heartbeat_sequences(4, 2)
+    experiment = replace(
+        tiny[0],
+        ideal=IdealReverse(points),
+        forward_process=lambda T: BernoulliForward(linear_alpha_bar(T), 0.5),
+        held_out_data=lambda generator: points.repeat(10, 1),
+    )
+    model = DiffusionModel(FixedSchedule(linear_alpha_bar(3)), AbsorbingForward, experiment.ideal)
+    assert evaluate_experiment(experiment, model)["L_null_bits"] == pytest.approx(-4)
 
 
 @pytest.mark.parametrize("kernel", [partial(BernoulliForward, prior_prob=0.5), AbsorbingForward])
@@ -203,6 +216,23 @@ def test_evaluation_of_pictures_in_batches_is_the_same_in_the_mean(small, monkey
     assert row["K_bits"] == pytest.approx(whole["K_bits"], abs=5 * whole["K_stderr_bits"])
 
 
+def test_pictures_are_evaluated_in_whole_strata_and_at_two_timesteps_at_least(small, monkeypatch):
+    """However many pictures there are, and however large one of them is."""
+    seen = []
+
+    def estimator(p, q, x, generator, n_timesteps, profile):
+        seen.append((len(x), n_timesteps))
+        return PaperBound(*torch.zeros(4, len(x)))
+
+    for name, value in (("evaluate_subsampled", estimator), ("pilot_profile", lambda *words: None)):
+        monkeypatch.setattr(evaluation, name, value)
+    monkeypatch.setattr(evaluation, "N_EVALUATIONS", 20)
+    monkeypatch.setattr(evaluation, "MAX_PIXELS", 11 * 64)
+    assert len(evaluate_twice(small[1], torch.zeros(25, 1, 8, 8), Generator()).K) == 50
+    assert seen == [(20, 2), (5, 2)] * 2
+    assert evaluation.image_batch_size(torch.empty(1, 3, 40, 40)) == 1
+
+
 @pytest.mark.slow
 def test_stderr_of_draws_is_what_other_draws_change(small, monkeypatch):
     """K of the same pictures, ten strata, spreads over forty other generators as one evaluation says it would."""
@@ -312,6 +342,26 @@ def test_parzen_takes_the_first_thousand(monkeypatch):
     levels = torch.zeros(1200, 1, 2, 2).to(torch.uint8)
     evaluation.parzen_row(ImageDataset(levels, levels, 0.0, 1.0), levels[:5].double(), levels)
     assert seen == [5, 1000, 1200]
+
+
+def test_what_lies_above_t_is_of_held_out_digits_and_what_is_redrawn_of_training_ones(small, monkeypatch):
+    levels = torch.randint(0, 256, (16, 1, 2, 2), generator=Generator().manual_seed(0), dtype=torch.uint8)
+    images, seen = standardize(levels, levels[:5].flip(0)), {"above": [], "redrawn": []}
+
+    def above(p, q, x0, t, generator):
+        seen["above"].append(images.to_levels(x0))
+        return torch.zeros(len(x0))
+
+    def redrawn(p, q, x0, t, generator):
+        seen["redrawn"].append(images.to_levels(x0))
+        return x0
+
+    for name, stub in (("kl_above", above), ("noise_and_denoise", redrawn), ("sample", lambda p, q, x, generator: x)):
+        monkeypatch.setattr(evaluation, name, stub)
+    q = GaussianForward(log_snr_linear(10, 1e-2, 0.9))
+    parzen_table(images, levels[:4], small[1], q, 16, Generator().manual_seed(0))
+    assert len(seen["above"]) == 4 and all(torch.equal(x, images.test.long()) for x in seen["above"])
+    assert [len(x) for x in seen["redrawn"]] == [2] * 4
 
 
 def test_too_few_digits_are_refused():

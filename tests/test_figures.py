@@ -49,14 +49,15 @@ def test_bits_are_drawn_one_sequence_a_row():
     """Figure 2."""
     bits = torch.eye(4, 6, dtype=torch.float64)
     figure = figures.plot_figure_2(bits, 1 - bits, ("left", "right"))
-    assert figure.axes[0].images[0].get_array().shape == (4, 6)
+    for axes, shown, title in zip(figure.axes, (bits, 1 - bits), ("left", "right"), strict=True):
+        assert np.array_equal(axes.images[0].get_array(), shown) and axes.get_title() == title
 
 
 def test_images_to_scale_share_the_greys_of_the_first():
     """Figures 4 and 5."""
     ramp = torch.linspace(-1, 1, 101, dtype=torch.float64).expand(1, 101, 101)
     figure = figures.plot_images_to_scale({"one": ramp, "half": ramp / 2})
-    assert [axes.get_title() for axes in figure.axes] == ["one", "half"]
+    assert [axes.get_title() for axes in figure.axes] == ["one", "half"] and not any(a.axison for a in figure.axes)
     one, half = (torch.as_tensor(axes.images[0].get_array()) for axes in figure.axes)
     assert (float(one.min()), float(one.max())) == (0, 1)
     assert torch.allclose(half, 0.5 + ramp[0] / 2 / (2 * 0.98))  # 0.98: the 99th percentile
@@ -132,6 +133,12 @@ def test_schedules_draw_noise_variances_and_costs_of_steps():
     assert right.get_ylim() == left.get_ylim()
 
 
+def test_costs_of_several_schedules_are_drawn_to_one_scale():
+    level, costs = torch.tensor([0.1, 0.5, 0.9]), [torch.tensor([0.3, 0.2]), torch.tensor([0.1, 0.8])]
+    drawn = figures.plot_schedules([level] * 2, costs, ["one", "two"])
+    assert [figure.axes[1].get_xlim()[1] for figure in drawn] == pytest.approx([1.05 * 0.8] * 2)
+
+
 def area(stairs):
     values, edges, baseline = stairs.get_data()
     return float(((values - (0 if baseline is None else baseline)) * np.diff(edges)).sum())
@@ -185,7 +192,9 @@ def test_reverse_distribution_has_its_beta_marked():
 
 def test_pairs_of_bars_are_as_long_as_their_values():
     figure = figures.plot_paired_bars({"one": (1.0, 2.0), "two": (3.0, 4.0)}, ("paper", "best"), "bits")
-    assert [bar.get_width() for bar in figure.axes[0].patches] == [1, 3, 2, 4]
+    bars = figure.axes[0].patches
+    assert [bar.get_width() for bar in bars] == [1, 3, 2, 4]
+    assert np.allclose([bar.get_y() + bar.get_height() / 2 for bar in bars], [-0.2, 0.8, 0.2, 1.2])  # the first above
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["one", "two"]
 
 
@@ -196,7 +205,10 @@ def test_images_are_shown_each_at_its_own_size_and_scale():
     assert [axes.get_title() for axes in figure.axes] == ["large", "small"]
     for axes, image in zip(figure.axes, (large / 15, (small - 1) / 4), strict=True):
         shown = torch.as_tensor(axes.images[0].get_array().data)
-        assert torch.allclose(shown, image[0])
+        assert torch.allclose(shown, image[0]) and not axes.axison
+    four = figures.plot_images({str(k): large for k in range(4)})
+    assert [axes.get_subplotspec().rowspan.start for axes in four.axes] == [0, 0, 0, 1, 1, 1]
+    assert [bool(axes.images) for axes in four.axes] == [True] * 4 + [False] * 2
 
 
 def lines_below(figure):
@@ -272,12 +284,13 @@ def test_areas_of_step_costs_are_bits():
 
 def test_figure_1_shows_each_panel_its_own(points):
     forward, reverse = ([k * points for k in range(s, s + 3)] for s in (1, 4))
-    drift = [torch.full((50, 2), float(k)) for k in (1, 2, 3)]
+    drift = [k * points.flip(0) for k in (1, 2, 3)]
     axes = np.reshape(figures.plot_figure_1(forward, reverse, points, drift).axes, (3, 3))
     for column in range(3):
         for row, x in ((0, forward[column]), (1, reverse[column])):
             assert np.allclose(axes[row, column].lines[0].get_xydata(), x)
-        assert np.allclose(axes[2, column].collections[0].U, drift[column][:, 0])
+        (arrows,) = axes[2, column].collections
+        assert np.allclose(arrows.XY, points) and np.allclose(np.column_stack([arrows.U, arrows.V]), drift[column])
 
 
 def test_a_one_is_dark_and_a_zero_light():
@@ -287,8 +300,10 @@ def test_a_one_is_dark_and_a_zero_light():
 
 
 def test_of_many_samples_of_bits_a_hundred_are_shown():
-    (axes,) = figures.plot_bit_samples(torch.zeros(150, 3)).axes
-    assert axes.images[0].get_array().shape == (100, 3) and axes.get_title().startswith("100 samples")
+    """The first, in their order."""
+    x = (torch.arange(150)[:, None] < torch.tensor([10, 100, 120])).double()
+    (axes,) = figures.plot_bit_samples(x).axes
+    assert np.array_equal(axes.images[0].get_array(), x[:100]) and axes.get_title().startswith("100 samples")
 
 
 def test_values_stand_at_the_ends_of_paired_bars_with_two_digits():
@@ -309,6 +324,17 @@ def test_histograms_are_densities():
     assert axes.lines[0].get_xdata() == [0.7, 0.7]
     outline = axes.patches[0].get_xy()
     assert float((np.diff(np.unique(outline[:, 0])) * outline[1::2, 1][:60]).sum()) == pytest.approx(1, abs=1e-6)
+
+
+def test_histograms_hold_every_sample_whole():
+    """Bins reach over all of them: the density of the wider sample has the area 1 as well."""
+    narrow = torch.linspace(0, 1, 500)
+    (axes,) = figures.plot_histograms({"a": narrow, "b": 4 * narrow - 1}, "x", 0.7).axes
+    for patch in axes.patches:
+        outline = patch.get_xy()
+        edges = np.unique(outline[:, 0])
+        assert (edges[0], edges[-1]) == (-1, 3)
+        assert float((np.diff(edges) * outline[1::2, 1][:60]).sum()) == pytest.approx(1, abs=1e-6)
 
 
 def test_the_first_row_of_lost_bits_is_above():

@@ -50,6 +50,8 @@ def test_pictures_of_a_folder_and_of_a_file_are_the_same_pictures(tmp_path):
         assert torch.equal(read_images(save(tmp_path / "x.npy", array)), found)
     np.savez(tmp_path / "x.npz", anything=pictures)
     assert torch.equal(read_images(tmp_path / "x.npz"), found)
+    assert torch.equal(read_images((tmp_path / "x.npy").rename(tmp_path / "X.NPY")), found)
+    assert torch.equal(read_images(folder.rename(tmp_path / ".folder")), found)  # hidden, but it was asked for
 
 
 def test_one_picture_in_colour_makes_all_of_them_colour(tmp_path):
@@ -77,6 +79,27 @@ def test_a_size_takes_the_square_in_the_middle_and_averages_it(form, tmp_path):
     assert read_images(path).shape == (10, 1, 40, 64)
 
 
+def test_a_picture_of_just_the_size_is_left_as_it_is(tmp_path):
+    pictures = grey()
+    assert torch.equal(read_images(save_pictures(tmp_path / "x", pictures), size=6)[:, 0], torch.tensor(pictures))
+
+
+def test_fine_detail_is_averaged_and_not_passed_over(tmp_path):
+    """A board of black and white pixels is grey at a quarter of its size, whichever way the array tells its channel."""
+    board = np.tile(255 * np.eye(2, dtype=np.uint8), (2, 16, 16))
+    for array in (board, board[..., None]):
+        small = read_images(save(tmp_path / "x.npy", array), size=8)
+        assert small.shape == (2, 1, 8, 8) and float((small.double() - 127.5).abs().max()) <= 1
+
+
+def test_a_picture_on_a_palette_has_the_colours_of_its_palette(tmp_path):
+    indexed = Image.fromarray(np.eye(6, dtype=np.uint8), "P")
+    indexed.putpalette([10, 20, 30, 200, 100, 50])
+    indexed.save(tmp_path / "x.png")
+    (found,) = read_images(tmp_path)
+    assert found[:, 0, :2].T.tolist() == [[200, 100, 50], [10, 20, 30]]
+
+
 def test_a_photograph_is_turned_as_its_camera_was(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90° clockwise
@@ -85,8 +108,18 @@ def test_a_photograph_is_turned_as_its_camera_was(tmp_path):
     assert float(found[:6].mean()) < 20 and float(found[10:].mean()) > 235
 
 
+def test_a_jpeg_has_no_bit_depth_where_a_png_has_it(tmp_path):
+    """A comment that fills the place with 16."""
+    jpeg = encoded(Image.fromarray(grey()[0]), "JPEG")
+    (tmp_path / "x.jpg").write_bytes(jpeg[:2] + b"\xff\xfe\x00\x22" + bytes([16] * 32) + jpeg[2:])
+    (tmp_path / "y.jpg").write_bytes(jpeg)
+    commented, plain = read_images(tmp_path)
+    assert torch.equal(commented, plain)
+
+
 def test_points_and_bits_are_told_by_their_type(tmp_path):
     points, bits = RANDOM.standard_normal((12, 3)), RANDOM.random((12, 4)) < 0.5
+    points[5, 1] = 2  # one whole number among others is no reason to refuse them
     for dtype in (np.float16, np.float32, np.float64, ">f8"):
         kind, found = read_data(save(tmp_path / "p.npy", points.astype(dtype)))
         assert kind == "points" and found.dtype == torch.float64 and found.tolist() == points.astype(dtype).tolist()

@@ -2,16 +2,19 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import stats
 
 from dpm import baselines, evaluation
 from dpm.bound import prior_cross_entropy_gap
 from dpm.data.folder import read_data
 from dpm.errors import UserError
+from dpm.experiments import own
 from dpm.experiments.own import RECIPES, choose, n_scales, own_experiment, read_choices, split
 from dpm.experiments.registry import build_model
 from dpm.experiments.shipped import weights_path
@@ -115,8 +118,16 @@ def test_every_network_starts_at_the_forward_kernel(kind, network, tmp_path):
         assert torch.allclose(q.beta, experiment.forward_process(6).beta)
 
 
+def test_the_first_step_blurs_pictures_by_a_fortieth_of_a_level_and_points_by_their_own_bound(tmp_path):
+    choices, data = choose(grey_array(tmp_path))
+    beta = own_experiment(choices, data).forward_process(50).beta
+    assert float(beta[1].sqrt()) * choices.scale[0] == pytest.approx(1 / 40)
+    q = own_experiment(*choose(points(tmp_path))).forward_process(50)
+    assert q.noise_variance[[1, -1]].tolist() == pytest.approx([1e-5, 0.999])
+
+
 def test_pictures_are_pooled_as_their_sides_allow():
-    sizes = {(28, 28): 3, (32, 32): 4, (64, 64): 4, (8, 8): 2, (6, 6): 1, (9, 16): 1, (16, 20): 3}
+    sizes = {(28, 28): 3, (32, 32): 4, (64, 64): 4, (8, 8): 2, (6, 6): 1, (9, 16): 1, (16, 9): 1, (16, 20): 3}
     assert {size: n_scales((1, *size), most=4) for size in sizes} == sizes
 
 
@@ -143,11 +154,51 @@ def test_the_moments_of_the_prior_are_those_of_the_training_data(tmp_path):
         assert float(gap) == pytest.approx(0, abs=1e-6 * x0[0].numel())
 
 
+def test_a_folder_has_its_whole_name_wherever_it_is_named_from(tmp_path, monkeypatch):
+    folder = colour_folder(tmp_path).rename(tmp_path / "bark.v2")
+    monkeypatch.chdir(folder)
+    assert choose(Path("."))[0].name == choose(folder)[0].name == "bark.v2"
+
+
 def test_few_samples_are_not_passed_over_more_than_500_times(tmp_path):
     choices, _ = choose(bits(tmp_path))
     assert own_experiment(choices).settings["mlp"].n_steps == 500 * 80 / 1000
     many, _ = choose(save(tmp_path / "x.npy", random().random((50_000, 2)) < 0.5), batch=10)
     assert own_experiment(many).settings["mlp"].n_steps == RECIPES["bits"]["mlp"].n_steps
+
+
+@pytest.mark.parametrize(("kind", "network"), [(kind, name) for kind in RECIPES for name in RECIPES[kind]])
+def test_what_is_not_chosen_is_the_recipe_s(kind, network, tmp_path):
+    make = {"pictures": grey_array, "points": points, "bits": bits}[kind]
+    choices, _ = choose(make(tmp_path), network=network)
+    recipe, config = RECIPES[kind][network], own_experiment(choices).settings[network]
+    assert (choices.T, config.batch, config.learning_rate) == (recipe.T, recipe.batch, recipe.learning_rate)
+    assert config.precision == (torch.bfloat16 if kind == "pictures" else torch.float32)
+
+
+def test_rivals_are_fitted_to_the_training_data(tmp_path, monkeypatch):
+    """Points against scipy's normal of them, bits against their counts; pictures as many as have the pixels asked."""
+    for make, rival in ((points, "gaussian"), (bits, "independent")):
+        choices, data = choose(make(tmp_path))
+        experiment, (train, test) = own_experiment(choices, data), split(data, choices.split_seed)
+        x, y = ((part.double().numpy() - choices.shift) / choices.scale for part in (train, test))
+        if rival == "gaussian":
+            by_hand = stats.multivariate_normal(x.mean(0), np.cov(x.T, bias=True)).logpdf(y)
+        else:
+            by_hand = stats.bernoulli.logpmf(y, (x.sum(0) + 0.5) / (len(x) + 1)).sum(1)
+        found = experiment.yardsticks(torch.tensor(y), torch.Generator())
+        assert list(found) == [rival] and np.allclose(found[rival], by_hand)
+    monkeypatch.setattr(own, "picture_baselines", lambda train, x0, generator: train)
+    monkeypatch.setattr(own, "BASELINE_PIXELS", 7 * 64 - 1)
+    choices, data = choose(grey_array(tmp_path))
+    experiment = own_experiment(choices, data)
+    fitted = experiment.images(torch.device("cpu")).to_levels(experiment.yardsticks(None, torch.Generator()))
+    assert torch.equal(fitted, split(data, choices.split_seed)[0][:7].long())
+
+
+def test_data_of_the_same_bytes_and_another_shape_are_other_data():
+    x = torch.arange(24.0)
+    assert own.fingerprint(x.view(12, 2)) != own.fingerprint(x.view(6, 4))
 
 
 # Closed forms

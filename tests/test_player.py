@@ -33,6 +33,13 @@ def test_player_gives_the_same_bytes_twice(points):
 def test_a_moving_player_minds_a_wish_for_less_motion(points):
     still, moving = (player.player(frames(points, 2), "t", "points", moving=m).data for m in (False, True))
     assert "if (false &&" in still and "if (true && !matchMedia" in moving
+    assert player.player(frames(points, 2), "t", "points").data == still
+
+
+def test_players_that_begin_alike_have_names_of_their_own(points):
+    """A script finds its own pictures by that name."""
+    first, second = (player.player([*frames(points, 1), *frames(k * points, 1)], "t", "").data for k in (2, 3))
+    assert first.split('"')[1].startswith("player") and first.split('"')[1] != second.split('"')[1]
 
 
 def test_controls_recompute_the_figure():
@@ -53,3 +60,12 @@ def test_controls_refuse_a_slider_that_changes_nothing():
 
     with pytest.raises(ValueError, match="idle"):
         player.controls(line, height=(1, 2), idle=(1, 2))
+
+
+def test_controls_compare_the_two_ends_and_not_the_middle():
+    def line(height: int):
+        return figures.plot_curves([0, 1], {"": torch.tensor([0.0, height**2])}, "x", "y")
+
+    with pytest.raises(ValueError, match="both ends of the slider 'height'"):
+        player.controls(line, height=(-1, 0, 1))
+    player.controls(line, height=(1, -1, 2))  # its middle looks like its first, its last does not

@@ -18,7 +18,7 @@ from dpm.adapters import (
     moment_matched,
 )
 from dpm.bound import evaluate, prior_kl
-from dpm.distributions import Categorical
+from dpm.distributions import Categorical, Normal
 from dpm.errors import UserError
 from dpm.forward import GaussianForward
 from dpm.ideal import IdealMixtureReverse, IdealReverse, ideal_K
@@ -72,6 +72,7 @@ def test_gaussian_pictures_score_their_probability_and_what_the_prior_costs(gaus
     marginal_prior_kl = float(to_bits((variance - 1 - variance.log()) / 2))
     gap, stderr = mean_and_stderr(bits.total - truth)
     assert abs(gap - marginal_prior_kl) < min(3 * stderr, 0.005) and marginal_prior_kl > 0.1
+    assert torch.allclose(sum(bits.parts.values()), bits.total)
     assert bits.kl.shape == (8000, n_steps + 1) and bits.kl[:, :2].abs().max() == 0
     assert min(part.mean() for part in (bits.prior, bits.final, *bits.kl.T[2:])) > 20 * stderr
 
@@ -148,6 +149,15 @@ def test_a_finite_set_scores_as_its_ideal_model():
     assert bits < 2.15
 
 
+@pytest.mark.parametrize("levels", [Levels(4, 0, 3), Levels(5, -0.5, 0.5)])
+def test_probabilities_of_the_levels_add_up_to_one_whatever_their_range(levels):
+    step, q = FINAL_STEPS["discretized"](levels), GaussianForward(log_snr_linear(5, 1e-4, 0.5))
+    x1 = torch.tensor([-2.0, 0.2, 4.0], dtype=torch.float64)[:, None]
+    law = step(WithFinalStep(lambda q, xt, t: Normal(xt, torch.full_like(xt, 0.3)), step), q, x1)
+    total = sum(law.log_prob(levels.to_x(torch.full_like(x1, k))).exp() for k in range(levels.n))
+    assert torch.allclose(total, torch.ones_like(total))
+
+
 # The mistakes of other tools: each makes of the same model another number, and ours is not that
 
 
@@ -189,6 +199,13 @@ def test_too_little_dequantisation_noise_goes_below_the_entropy(numbers, width, 
     assert bits_per_dimension(float(to_bits(K).mean()), 1, 1 / Levels(4).bin_width) < H - below
 
 
+@pytest.mark.parametrize("final_step", ["dequantized", "edge"])
+def test_a_model_of_half_the_noise_gains_nothing_by_it(numbers, final_step):
+    """For densities noise of a whole level is added, which it finds impossible; without, it is below the entropy."""
+    q, p = ideal_levels(0.5)
+    assert score_pictures(p, q, numbers[::40], Levels(4), Generator().manual_seed(0), final_step).total.mean() > 2 * H
+
+
 def test_dequantisation_noise_is_one_level_wide(numbers):
     levels = Levels(4)
     noise = (levels.dequantize(numbers, Generator().manual_seed(0)) - levels.to_x(numbers)) / levels.bin_width
@@ -208,14 +225,14 @@ def test_pictures_are_scored_as_they_are_and_not_flipped():
 
 
 def test_pictures_are_averaged_and_not_batches(monkeypatch):
-    """Nine pictures in batches of four: the prior's part of each is its own, and the last counts a ninth."""
+    """Nine pictures in colour, in batches of four: the prior's part of each is its own, and the last counts a ninth."""
     monkeypatch.setattr(evaluation, "MAX_PIXELS", 4 * 64)
-    images = torch.cat([torch.full((8, 1, 8, 8), 128), torch.full((1, 1, 8, 8), 255)])
+    images = torch.cat([torch.full((8, 3, 8, 8), 128), torch.full((1, 3, 8, 8), 255)])
     q = GaussianForward(log_snr_linear(5, 1e-4, 0.5))
     p = PretrainedReverse(gaussian_network(q), "eps")
     bits = score_pictures(p, q, images, Levels(), Generator().manual_seed(0))
     x0 = Levels().to_x(images)
-    assert torch.allclose(bits.prior, to_bits(prior_kl(q, x0)) / 64) and bits.prior[8] > 2 * bits.prior[0]
+    assert torch.allclose(bits.prior, to_bits(prior_kl(q, x0)) / 192) and bits.prior[8] > 2 * bits.prior[0]
     assert bits.mean_and_stderr[0] == pytest.approx(float(bits.total.sum() / 9))
     assert bits.mean_and_stderr[1] == pytest.approx(float(bits.total.std() / 3))
 
