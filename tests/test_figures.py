@@ -355,6 +355,8 @@ def test_curves_are_drawn_as_they_are_and_told_apart_without_colour():
     assert axes.lines[0].get_linestyle() != axes.lines[1].get_linestyle()
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_xscale()) == ("t", "bits", "log") and axes.get_legend()
     assert figures.plot_curves(x, {"a": lines["a"]}, "t", "bits").axes[0].get_legend() is None
+    nine = {str(k): lines["a"] for k in range(9)}
+    assert len(figures.plot_curves(x, nine, "t", "bits").axes[0].lines) == 9
 
 
 def test_entropy_bounds_stand_above_as_they_are_and_below_over_the_lower_one():

@@ -164,6 +164,7 @@ SPOILT = {
         folder / "scheduler" / "scheduler_config.json", _class_name="PNDMScheduler"
     ),
     "names 'flow'": lambda folder: edit(folder / "scheduler" / "scheduler_config.json", prediction_type="flow"),
+    "names 'learned'": lambda folder: edit(folder / "scheduler" / "scheduler_config.json", variance_type="learned"),
     "does not implement|is not implemented": lambda folder: edit(
         folder / "scheduler" / "scheduler_config.json", beta_schedule="steep"
     ),
