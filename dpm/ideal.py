@@ -27,7 +27,7 @@ SAMPLES_PER_POINT = 50  # of x^t, where x⁰ is one of a few points
 LATTICE_SPACING = 1.6  # in widths of q(x^t|point); at 1 the sums of a round have five digits, at three times the work
 LATTICE_REACH = 5  # widths around each point that the lattice covers
 BLOCK = 400_000  # responsibilities, of some x^t for all points, that fit the caches of a CPU
-LOWEST_LOG_SNR = -7  # of the last noise level of a schedule: 1−ᾱ_T = 0.999
+LAST_LOG_SNR = -7  # of the last noise level of a schedule: 1−ᾱ_T = 0.999
 NEGLIGIBLE = 1e-10  # weights of places that are left out
 
 
@@ -347,7 +347,7 @@ def best_schedule(
     """
     if n_levels < T:
         raise UserError(f"{T} steps find no place among {n_levels} noise levels; take {n_levels} or fewer")
-    log_snr = torch.linspace(math.log(1 / beta_1 - 1), LOWEST_LOG_SNR, n_levels, dtype=torch.float64, device=x0.device)
+    log_snr = torch.linspace(math.log(1 / beta_1 - 1), LAST_LOG_SNR, n_levels, dtype=torch.float64, device=x0.device)
     alpha_bar, snr = torch.sigmoid(log_snr), log_snr.exp()
     q = GaussianForward(beta_from_alpha_bar(alpha_bar))  # level k is its timestep k+1
     frozen = q.sample_noise(x0, generator)  # the same for all levels, or the path would seek out lucky draws

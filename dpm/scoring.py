@@ -55,7 +55,8 @@ class Levels:
 class BitsPerDimension:
     """An upper bound on −log₂ P(picture) for each of n pictures, in bits per dimension (C·H·W of them), in parts.
 
-    Smaller is better."""
+    Smaller is better.
+    """
 
     prior: Tensor  #: KL( q(x^T|x⁰) ‖ π ), [n]
     kl: Tensor  #: KL( q(x^{t−1}|x^t,x⁰) ‖ p(x^{t−1}|x^t) ) of (14) at each t, [n, T+1]; slots 0 and 1 are 0
@@ -119,8 +120,8 @@ def score_pictures(
     """Bits per dimension of pictures of levels [n, C, H, W] at every timestep, each with its own draw of x^t.
 
     `final_step` is a name of `FINAL_STEPS`. "discretized" scores the levels as they are; the other two score densities,
-    so uniform noise of one level is added first. The network runs n·T times. UserError where a
-    level is `levels.n` or more, or `final_step` is none of the names.
+    so uniform noise of one level is added first. The network runs n·T times. UserError where a level is `levels.n` or
+    more, or `final_step` is none of the names.
     """
     if final_step not in FINAL_STEPS:
         raise UserError(f"no final step is named {final_step!r}; name one of {', '.join(FINAL_STEPS)}")

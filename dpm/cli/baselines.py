@@ -19,9 +19,9 @@ def baselines(args: argparse.Namespace) -> None:
     Grey pictures get an MCGSM and a Gaussian; MNIST the Parzen estimate, of -n samples and of as many training digits.
     """
     experiment, _ = get_experiment(args.name, args.setting)
-    if experiment.images is None or experiment.shape[0] != 1:
-        grey = ", ".join(name for name, other in EXPERIMENTS.items() if other.images and other.shape[0] == 1)
-        raise UserError(f"{args.name} has no grey pictures; take one of {grey}")
+    grey = [name for name, other in EXPERIMENTS.items() if other.images and other.shape[0] == 1]
+    if experiment.images is None or experiment.name not in grey:
+        raise UserError(f"{args.name} has no grey pictures; take one of {', '.join(grey)}")
     if args.name != "mnist" and (args.n, args.T) != (PARZEN_SAMPLES, None):
         raise UserError(f"no sample of {args.name} is drawn for its baselines; leave out -n and --T")
     _, _, model, q, generator = load_sampler(args)

@@ -108,19 +108,27 @@ def add_n_timesteps(command: argparse.ArgumentParser) -> None:
     command.add_argument("--T", type=int, help="number of timesteps")
 
 
-def add_sampler(command: argparse.ArgumentParser, n: int = 16) -> None:
-    """A trained model to sample from, and how many samples."""
+def add_model(command: argparse.ArgumentParser) -> None:
+    """A trained model, and where to compute."""
     add_seed(command)
     add_setting(command)
     add_device(command)
-    add_checkpoint(command)
+    command.add_argument("--checkpoint", type=Path, help="weights to use in place of the shipped ones")
+
+
+def add_sampler(command: argparse.ArgumentParser, n: int = 16) -> None:
+    """A trained model to sample from, and how many samples."""
+    add_model(command)
     command.add_argument("-n", type=int, default=n, help="number of samples")
     add_n_timesteps(command)
 
 
-def add_checkpoint(command: argparse.ArgumentParser) -> None:
-    """Weights of one's own."""
-    command.add_argument("--checkpoint", type=Path, help="weights to use in place of the shipped ones")
+def add_restoration(command: argparse.ArgumentParser) -> None:
+    """What `dpm denoise` and `dpm inpaint` share."""
+    add_name_or_data(command)
+    add_sampler(command)
+    command.add_argument("--out", type=file_path(".png", ".safetensors"), help="a .png of them, or a .safetensors file")
+    command.add_argument("--r", default="constant", help="r(x^t), Section 2.5.4: constant, annealed or diffused")
 
 
 # Commands
@@ -238,14 +246,6 @@ def add_sample(add: Add) -> None:
     inpaint.add_argument("--hole", type=int, default=4, help="side of the hole, in pixels")
 
 
-def add_restoration(command: argparse.ArgumentParser) -> None:
-    """What `dpm denoise` and `dpm inpaint` share."""
-    add_name_or_data(command)
-    add_sampler(command)
-    command.add_argument("--out", type=file_path(".png", ".safetensors"), help="a .png of them, or a .safetensors file")
-    command.add_argument("--r", default="constant", help="r(x^t), Section 2.5.4: constant, annealed or diffused")
-
-
 def build_parser() -> Parser:
     """The parser of all commands. `run` names what does the work: a module, a colon, a function."""
     top = Parser(
@@ -262,10 +262,7 @@ def build_parser() -> Parser:
     curve.add_argument("--out", type=file_path(".png"), help="a .png of them")
     evaluate = add("evaluate", "evaluate:evaluate", "K on held-out data, its parts, L_null and K*")
     add_name_or_data(evaluate)
-    add_seed(evaluate)
-    add_setting(evaluate)
-    add_device(evaluate)
-    add_checkpoint(evaluate)
+    add_model(evaluate)
     add_score(add)
     add_ideal(add)
     add_sample(add)

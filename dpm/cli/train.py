@@ -65,36 +65,38 @@ def train_experiment(args: argparse.Namespace) -> None:
         rank, n_processes = rank_and_world_size()
         close_distributed()
         if rank == 0:
-            write_weights_and_result(state, experiment, config, folder, n_steps, precision, n_processes, args)
+            print_result(write_result(state, experiment, config, folder, precision, n_processes), args.json)
+            print_written(folder)
 
 
-def write_weights_and_result(
+def write_result(
     state: TrainState,
     experiment: Experiment,
     config: TrainConfig,
     folder: Path,
-    n_steps: int,
     precision: torch.dtype,
     n_processes: int,
-    args: argparse.Namespace,
-) -> None:
-    """Write the averaged weights, then what the file reaches on held-out data, and print that."""
-    device, metadata, weights = state.generator.device, state.metadata, folder / "weights.safetensors"
-    write_tensors(weights, to_half(state.ema.module.state_dict()), metadata)
+) -> dict:
+    """Write the averaged weights, and what the file reaches on held-out data; returns the latter."""
+    device, n_steps, weights = state.generator.device, int(state.metadata["steps"]), folder / "weights.safetensors"
+    write_tensors(weights, to_half(state.ema.module.state_dict()), state.metadata)
     model = load_weights(config, weights, device)  # what is reported is what the file holds
-    result = evaluate_experiment(experiment, model) | {
-        "setting": metadata["setting"],
-        "provenance": provenance(args.seed, device, n_processes) | {"command": metadata["command"]},
-    }
-    like = experiment.draw(1, Generator(device))
-    result["provenance"] |= {
+    result = evaluate_experiment(experiment, model) | {"setting": state.metadata["setting"]}
+    like = torch.zeros(1, *experiment.shape, device=device)
+    result["provenance"] = run_provenance(state, n_processes) | {
         "steps": n_steps,
         "training_seconds": state.seconds,  # unrounded: steps × batch / samples_per_second
         "precision": str(precision),
-    } | throughput(model, like, n_steps * config.batch, state.seconds, precision, n_processes)
+    }
+    result["provenance"] |= throughput(model, like, n_steps * config.batch, state.seconds, precision, n_processes)
     write_json(folder / "results.json", result)
-    print_result(result, args.json)
-    print_written(folder)
+    return result
+
+
+def run_provenance(state: TrainState, n_processes: int) -> dict:
+    """What made a run: its seed, its device and processes, its command."""
+    seed, command = int(state.metadata["seed"]), state.metadata["command"]
+    return provenance(seed, state.generator.device, n_processes) | {"command": command}
 
 
 def check_counts(n_steps: int, micro_batch: int | None) -> None:
@@ -154,15 +156,14 @@ def begin_log(
     rank, n_processes = rank_and_world_size()
     if rank > 0:
         return
-    metadata, device = state.metadata, state.generator.device
+    metadata = state.metadata
     choices: dict = {key: metadata[key] for key in ("experiment", "setting")}
-    choices |= {"T": state.model.forward_process().T}
+    choices["T"] = state.model.forward_process().T
     choices |= {"unit": experiment.unit, "steps": int(metadata["steps"]), "batch": config.batch}
     choices |= {"learning_rate": config.learning_rate, "precision": str(precision)}
     if "data" in metadata:
         choices["data"] = json.loads(metadata["data"])
-    made = provenance(int(metadata["seed"]), device, n_processes) | {"command": metadata["command"]}
-    write_json(folder / "config.json", choices | {"provenance": made})
+    write_json(folder / "config.json", choices | {"provenance": run_provenance(state, n_processes)})
     cut_log(folder / "log.jsonl", state.step)
 
 
